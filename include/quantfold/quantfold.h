@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * quantfold: from a quantization-aware-trained ONNX model to the deploy and fake_quant models.
+ *
+ * Read this header top to bottom; it is the manual of the library.
+ *
+ *   1. Status, errors, diagnostics     how a call says what went wrong
+ *   2. Inputs                          model, record, config
+ *   3. Export                          options -> plan -> export -> report
+ *   4. One call                        qf_save_quant_retrain_model, the reference's function
+ *   5. Kernels                         which instruction set runs
+ *
+ * A whole program:
+ *
+ *     qf_export_options opt;
+ *     qf_export_options_init(&opt);
+ *     opt.save_path = "out/resnet";
+ *     qf_report *report = NULL;
+ *     qf_error err;
+ *     if (qf_save_quant_retrain_model("c.json", "m.onnx", "r.txt", &opt, NULL, &report, &err) != QF_OK)
+ *         fprintf(stderr, "%s\n", err.message);
+ *     qf_report_free(report);
+ *
+ * Conventions. Every fallible function returns a qf_status and takes an optional qf_error last.
+ * Out-parameters are set only on success. `_open`/`_close` hold files or mappings, `_create`/`_free`
+ * own memory; every close and free accepts NULL. Strings and structs reached through a handle are
+ * borrowed until that handle is closed. The library never prints, never exits, never writes to an
+ * input and keeps none of the caller's pointers after a call returns, except where a function says
+ * so. A handle may be used by one thread at a time; different handles are independent.
+ */
+#ifndef QUANTFOLD_H
+#define QUANTFOLD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define QF_API __attribute__((visibility("default")))
+#else
+#define QF_API
+#endif
+
+/* ---- 1. Status, errors, diagnostics ------------------------------------------------------- */
+
+/* Numbers are stable. */
+typedef enum qf_status {
+    QF_OK = 0,
+    QF_ERR_INPUT = -1,     /* a file or request is wrong; another try with the same input fails too */
+    QF_ERR_USAGE = -2,     /* the call itself is wrong: a NULL argument, a bad enum value */
+    QF_ERR_SYSTEM = -3,    /* the system refused: no space, no permission, I/O error; see sys_errno */
+    QF_ERR_MEMORY = -4,    /* an allocation failed */
+    QF_ERR_CANCELLED = -5, /* the progress callback asked to stop */
+} qf_status;
+
+/* Filled on failure. `message` is a whole sentence that already names file, item and position; the
+ * other fields carry the same facts for programs. Text fields are always NUL-terminated. */
+typedef struct qf_error {
+    qf_status code;
+    int sys_errno;        /* errno of the failing system call, or 0 */
+    uint32_t line;        /* 1-based, for text inputs; 0 if there is none */
+    uint32_t column;      /* 1-based, for text inputs */
+    uint64_t byte;        /* offset in a binary input; meaningful if has_byte */
+    bool has_byte;
+    char file[256];       /* the file at fault, shortened from the left if long; "" if none */
+    char item[256];       /* layer, tensor or key at fault; "" if none */
+    char message[1024];
+} qf_error;
+
+/* Short stable name of a status, for example "input". Never NULL. */
+QF_API const char *qf_status_name(qf_status status);
+/* "major.minor.patch" of the library. */
+QF_API const char *qf_version(void);
+
+typedef enum qf_severity { QF_WARNING = 1, QF_ERROR = 2 } qf_severity;
+
+/* One finding about the inputs. Strings are borrowed from the list. */
+typedef struct qf_diagnostic {
+    qf_severity severity;
+    const char *file;    /* "" if none */
+    uint32_t line;       /* 0 if none */
+    uint32_t column;
+    const char *item;    /* layer, tensor or key; "" if none */
+    const char *message; /* a sentence: what was wrong, what was expected, what to do */
+} qf_diagnostic;
+
+/* A growing list of findings. Validation goes on after a finding, so that a run reports everything
+ * that is wrong with its inputs at once. */
+typedef struct qf_diagnostics qf_diagnostics;
+/* Returns NULL when memory is exhausted. */
+QF_API qf_diagnostics *qf_diagnostics_create(void);
+QF_API void qf_diagnostics_free(qf_diagnostics *list);
+QF_API size_t qf_diagnostics_count(const qf_diagnostics *list);
+/* Number of findings with severity QF_ERROR. */
+QF_API size_t qf_diagnostics_errors(const qf_diagnostics *list);
+/* `index` < qf_diagnostics_count(list). */
+QF_API qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index);
+
+/* ---- 2. Inputs ---------------------------------------------------------------------------- */
+
+/* An ONNX model: its graph in memory, its weights as spans of mapped files. Opening costs no memory
+ * in proportion to the weights. */
+typedef struct qf_model qf_model;
+
+/* Opens `path` and checks its structure and the place and length of each external tensor (locations
+ * must be relative and stay inside the model's folder). QF_ERR_INPUT if it is not a readable ONNX
+ * model, QF_ERR_SYSTEM if it cannot be opened. */
+QF_API qf_status qf_model_open(const char *path, qf_model **out, qf_error *err);
+QF_API void qf_model_close(qf_model *model);
+
+typedef struct qf_model_info {
+    int64_t ir_version;
+    int64_t opset;               /* of the default domain; 0 if it is not imported */
+    const char *producer_name;   /* "" if absent */
+    const char *producer_version;
+    const char *graph_name;
+    uint64_t file_bytes;         /* size of the .onnx itself */
+    uint64_t tensor_count;       /* constant tensors anywhere in the model, subgraphs included */
+    uint64_t tensor_bytes;       /* their payload as stored, external files included */
+    uint64_t external_count;     /* how many of them are external */
+    uint64_t node_count;         /* nodes of the main graph and of every subgraph */
+    uint64_t graph_count;        /* 1 + subgraphs */
+} qf_model_info;
+QF_API qf_model_info qf_model_describe(const qf_model *model);
+
+/* A node that could carry a record, as `quantfold inspect` lists them: Conv, ConvTranspose, Gemm,
+ * MatMul, AveragePool, LSTM, GRU. */
+typedef struct qf_layer_candidate {
+    const char *name;      /* node name; what a record's key should be */
+    const char *op_type;
+    const char *weight;    /* name of the weight tensor, "" if there is none */
+    const char *dtype;     /* of the weight: "float32", "float16", ...; "" if none */
+    int64_t dims[8];       /* of the weight */
+    size_t rank;
+    uint64_t channels;     /* expected number of channel-wise scales; 1 if only per tensor */
+    bool quantizable;
+    const char *reason;    /* why it is not quantizable, "" if it is */
+} qf_layer_candidate;
+QF_API size_t qf_model_layer_count(const qf_model *model);
+/* `index` < qf_model_layer_count(model). */
+QF_API qf_layer_candidate qf_model_layer(const qf_model *model, size_t index);
+
+/* A scale and offset record: protobuf text of message ScaleOffsetRecord. */
+typedef struct qf_record qf_record;
+QF_API qf_status qf_record_open(const char *path, qf_record **out, qf_error *err);
+/* Parses `length` bytes at `text`; `name` stands for the file name in messages. */
+QF_API qf_status qf_record_parse(const char *name, const char *text, size_t length,
+                                 qf_record **out, qf_error *err);
+QF_API void qf_record_close(qf_record *record);
+/* Number of `record` entries. */
+QF_API size_t qf_record_count(const qf_record *record);
+/* Key of entry `index` < qf_record_count; "" if the entry has none. */
+QF_API const char *qf_record_key(const qf_record *record, size_t index);
+/* The record as text in the reference writer's form. *out is malloc'ed, NUL-terminated, and the
+ * caller's to free(). *length excludes the NUL and may be NULL. */
+QF_API qf_status qf_record_format(const qf_record *record, char **out, size_t *length,
+                                  qf_error *err);
+
+/* A QAT ("retrain") configuration, JSON. */
+typedef struct qf_config qf_config;
+/* Reads and checks every key that can be checked without the model. Findings go to `diagnostics`
+ * (may be NULL); with at least one of severity QF_ERROR the call fails. */
+QF_API qf_status qf_config_open(const char *path, qf_config **out, qf_diagnostics *diagnostics,
+                                qf_error *err);
+QF_API void qf_config_close(qf_config *config);
+
+/* ---- 3. Export ---------------------------------------------------------------------------- */
+
+typedef enum qf_emit { QF_EMIT_BOTH = 0, QF_EMIT_DEPLOY = 1, QF_EMIT_FAKE_QUANT = 2 } qf_emit;
+
+/* What goes into .external files. AUTO is the reference's rule: tensors that were external stay so,
+ * and while a model is at or above `external_threshold` bytes, its largest tensor goes out. */
+typedef enum qf_external { QF_EXTERNAL_AUTO = 0, QF_EXTERNAL_ALWAYS = 1, QF_EXTERNAL_NEVER = 2 } qf_external;
+
+/* PER_TENSOR: <tensor>_deploy.external / <tensor>_fakequant.external, the reference's names.
+ * SINGLE: <prefix>_deploy_model.external, tensors at multiples of 4096 bytes. */
+typedef enum qf_external_layout { QF_LAYOUT_PER_TENSOR = 0, QF_LAYOUT_SINGLE = 1 } qf_external_layout;
+
+/* One entry of a dynamic-axes request: dimension `axis` of graph input or output `tensor` becomes
+ * symbolic. `label` NULL means the name the PyTorch exporter would give,
+ * "<tensor>_dynamic_axes_<position in the list, from 1>". */
+typedef struct qf_dynamic_axis {
+    const char *tensor;
+    int64_t axis;
+    const char *label;
+} qf_dynamic_axis;
+
+/* Names and dynamic axes of the graph's inputs and outputs. Names are given in graph order to the
+ * first `n` inputs or outputs. */
+typedef struct qf_io_spec {
+    const char *const *input_names;
+    size_t input_name_count;
+    const char *const *output_names;
+    size_t output_name_count;
+    const qf_dynamic_axis *dynamic_axes;
+    size_t dynamic_axis_count;
+} qf_io_spec;
+
+/* Parses dynamic axes from JSON, both forms of the reference: {"x": {"0": "batch"}} and
+ * {"x": [0, 2]}. *out is one allocation to free() as a whole. Every violation names its entry. */
+QF_API qf_status qf_dynamic_axes_parse(const char *json, qf_dynamic_axis **out, size_t *count,
+                                       qf_error *err);
+
+/* Called from the calling thread while payloads are written, at most about ten times a second.
+ * Returning false cancels the export: nothing is left behind and earlier output is untouched. */
+typedef bool (*qf_progress_fn)(uint64_t bytes_done, uint64_t bytes_total, const char *tensor,
+                               void *user);
+
+typedef struct qf_export_options {
+    size_t struct_size;          /* set by qf_export_options_init; lets the struct grow */
+    const char *save_path;       /* the reference's save_path: folder plus file name prefix */
+    qf_emit emit;
+    qf_external external;
+    uint64_t external_threshold; /* bytes; 2,000,000,000 as the reference */
+    qf_external_layout external_layout;
+    int threads;                 /* 0: as many as OpenMP would use */
+    qf_progress_fn progress;     /* may be NULL */
+    void *progress_user;
+} qf_export_options;
+QF_API void qf_export_options_init(qf_export_options *options);
+
+/* Everything an export will do, decided and validated before anything is written. */
+typedef struct qf_plan qf_plan;
+
+/* Matches records to nodes, checks every value against the model, rewrites both graphs, lays out
+ * every output file. `config` and `io` may be NULL. All findings go to `diagnostics` (may be NULL);
+ * with at least one error the call fails and `err` holds the first and how many there are.
+ * The plan borrows `model` and `record`: keep them open until qf_plan_free. */
+QF_API qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,
+                                const qf_io_spec *io, const qf_export_options *options,
+                                qf_diagnostics *diagnostics, qf_plan **out, qf_error *err);
+QF_API void qf_plan_free(qf_plan *plan);
+
+/* A quantized layer of the plan. */
+typedef struct qf_layer_info {
+    const char *name;       /* node name in the output */
+    const char *key;        /* key of its record */
+    const char *op_type;
+    const char *weight;     /* weight tensor in the output, "" for AveragePool */
+    int activation_bits;    /* 4, 8 or 16 */
+    int weight_bits;        /* 4, 6, 7 or 8; 0 if there is no weight */
+    uint64_t channels;      /* number of weight scales; 1 is per tensor */
+    float scale_d;
+    int32_t offset_d;
+    bool has_bias;          /* an int32 bias is written */
+    bool batch_norm_folded;
+} qf_layer_info;
+QF_API size_t qf_plan_layer_count(const qf_plan *plan);
+QF_API qf_layer_info qf_plan_layer(const qf_plan *plan, size_t index);
+
+/* A layer of a quantizable type that stays float. */
+typedef struct qf_skipped_layer {
+    const char *name;
+    const char *op_type;
+    const char *reason;
+} qf_skipped_layer;
+QF_API size_t qf_plan_skipped_count(const qf_plan *plan);
+QF_API qf_skipped_layer qf_plan_skipped(const qf_plan *plan, size_t index);
+
+/* A file that the plan will write, in the order in which files are put in place. */
+typedef struct qf_output_file {
+    const char *path;
+    uint64_t bytes;
+    bool exists;         /* a file of that name is there now and will be replaced */
+} qf_output_file;
+QF_API size_t qf_plan_output_count(const qf_plan *plan);
+QF_API qf_output_file qf_plan_output(const qf_plan *plan, size_t index);
+
+/* Outcome of an export. */
+typedef struct qf_report qf_report;
+typedef struct qf_report_totals {
+    uint64_t bytes_read;    /* weight bytes of the source */
+    uint64_t bytes_written; /* all output files */
+    double seconds;         /* from the first write to the last rename */
+} qf_report_totals;
+QF_API qf_report_totals qf_report_get(const qf_report *report);
+QF_API void qf_report_free(qf_report *report);
+
+/* Runs the plan: writes every file under temporary names in the target folder, syncs them, then
+ * renames them into place, each model's .onnx after its external files. On any failure nothing of
+ * this run stays and earlier output is untouched. A plan can be run once. */
+QF_API qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err);
+
+/* ---- 4. One call -------------------------------------------------------------------------- */
+
+/* The reference's save_quant_retrain_model with an exported ONNX file in place of the module:
+ * opens the three files, plans, exports. options->save_path is the reference's save_path.
+ * `config_file`, `io`, `out` and `err` may be NULL. */
+QF_API qf_status qf_save_quant_retrain_model(const char *config_file, const char *model_file,
+                                             const char *record_file,
+                                             const qf_export_options *options,
+                                             const qf_io_spec *io, qf_report **out, qf_error *err);
+
+/* ---- 5. Kernels --------------------------------------------------------------------------- */
+
+/* Name of the instruction set whose kernels run: "scalar", later "avx2", ... */
+QF_API const char *qf_kernels_active(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/diag.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+
+struct qf_diagnostics {
+    qf_arena arena;
+    qf_diagnostic *items;
+    size_t count, cap, errors;
+    bool lost; /* a finding was dropped for want of memory */
+};
+
+qf_diagnostics *qf_diagnostics_create(void)
+{
+    qf_diagnostics *list = calloc(1, sizeof *list);
+    if (list)
+        qf_arena_init(&list->arena);
+    return list;
+}
+
+void qf_diagnostics_free(qf_diagnostics *list)
+{
+    if (!list)
+        return;
+    qf_arena_release(&list->arena);
+    free(list->items);
+    free(list);
+}
+
+size_t qf_diagnostics_count(const qf_diagnostics *list)
+{
+    return list ? list->count : 0;
+}
+
+size_t qf_diagnostics_errors(const qf_diagnostics *list)
+{
+    return list ? list->errors : 0;
+}
+
+qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index)
+{
+    return list->items[index];
+}
+
+void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, const char *format,
+                 ...)
+{
+    if (!list)
+        return;
+    if (severity == QF_ERROR)
+        list->errors++;
+    char message[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+
+    const char *file = qf_arena_strdup(&list->arena, where.file ? where.file : "");
+    const char *item = qf_arena_strdup(&list->arena, where.item ? where.item : "");
+    const char *text = qf_arena_strdup(&list->arena, message);
+    if (!file || !item || !text ||
+        !qf_grow((void **)&list->items, &list->cap, list->count + 1, sizeof *list->items)) {
+        list->lost = true;
+        return;
+    }
+    list->items[list->count++] = (qf_diagnostic){severity, file, where.line, where.column, item, text};
+}
+
+qf_status qf_diag_status(const qf_diagnostics *list, qf_error *err)
+{
+    if (!list || (!list->errors && !list->lost))
+        return QF_OK;
+    if (list->lost)
+        return qf_fail_memory(err);
+    const qf_diagnostic *first = list->items;
+    while (first->severity != QF_ERROR)
+        first++;
+    qf_where where = {.file = first->file,
+                      .item = first->item,
+                      .line = first->line,
+                      .column = first->column};
+    if (list->errors == 1)
+        return qf_fail_at(err, QF_ERR_INPUT, where, "%s", first->message);
+    return qf_fail_at(err, QF_ERR_INPUT, where, "%s (and %zu more errors)", first->message,
+                      list->errors - 1);
+}
+
+unsigned qf_edit_distance(const char *a, const char *b)
+{
+    enum { MAX = 64 };
+    size_t na = strlen(a), nb = strlen(b);
+    if (na >= MAX || nb >= MAX)
+        return MAX;
+    unsigned char rows[3][MAX] = {{0}};
+    unsigned char *before = rows[0], *last = rows[1], *row = rows[2];
+    for (size_t j = 0; j <= nb; j++)
+        last[j] = (unsigned char)j;
+    for (size_t i = 1; i <= na; i++) {
+        row[0] = (unsigned char)i;
+        for (size_t j = 1; j <= nb; j++) {
+            unsigned best = last[j - 1] + (a[i - 1] != b[j - 1] ? 1u : 0u);
+            if (last[j] + 1u < best)
+                best = last[j] + 1u;
+            if (row[j - 1] + 1u < best)
+                best = row[j - 1] + 1u;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+                before[j - 2] + 1u < best)
+                best = before[j - 2] + 1u;
+            row[j] = (unsigned char)best;
+        }
+        unsigned char *oldest = before;
+        before = last;
+        last = row;
+        row = oldest;
+    }
+    return last[nb];
+}
+
+const char *qf_suggest(const char *word, const char *const *names, size_t count)
+{
+    const char *best = NULL;
+    unsigned best_distance = (unsigned)(strlen(word) / 3 + 1);
+    for (size_t i = 0; i < count; i++) {
+        unsigned d = qf_edit_distance(word, names[i]);
+        if (d <= best_distance && d < strlen(names[i])) {
+            if (!best || d < best_distance)
+                best = names[i];
+            best_distance = d;
+        }
+    }
+    return best;
+}

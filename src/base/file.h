@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Input files: read-only mappings, and small texts read whole. */
+#ifndef QF_BASE_FILE_H
+#define QF_BASE_FILE_H
+
+#include <sys/types.h>
+
+#include "base/error.h"
+
+/* A regular file mapped read-only. `data` is NULL when the file is empty. */
+typedef struct qf_file {
+    char *path;
+    const unsigned char *data;
+    uint64_t size;
+    dev_t device;
+    ino_t inode;
+    int fd;
+} qf_file;
+
+/* `what` names the role in messages: "model", "record file", "external data". */
+qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_error *err);
+void qf_file_close(qf_file *file);
+
+/* Reads a regular file of at most `max` bytes into malloc'ed, NUL-terminated memory. device and
+ * inode, where not NULL, receive the file's identity. */
+qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
+                            size_t *length, dev_t *device, ino_t *inode, qf_error *err);
+
+#endif

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Hash map from strings to pointers (open addressing, XXH3). Keys are borrowed, not copied. */
+#ifndef QF_BASE_STRMAP_H
+#define QF_BASE_STRMAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+typedef struct qf_strmap_slot {
+    const char *key; /* NULL: empty */
+    void *value;     /* NULL: removed */
+} qf_strmap_slot;
+
+/* Zero-initialise to start. */
+typedef struct qf_strmap {
+    qf_strmap_slot *slots;
+    size_t cap, used;
+} qf_strmap;
+
+/* NULL when absent. */
+void *qf_strmap_get(const qf_strmap *map, const char *key);
+/* Inserts or replaces; `value` NULL removes. False when memory is exhausted. */
+bool qf_strmap_set(qf_strmap *map, const char *key, void *value);
+void qf_strmap_release(qf_strmap *map);
+
+#endif

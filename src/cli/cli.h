@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the subcommands share. The command line is a client of the public API alone. */
+#ifndef QF_CLI_CLI_H
+#define QF_CLI_CLI_H
+
+#include <cjson/cJSON.h>
+#include <stdio.h>
+
+#include "quantfold/quantfold.h"
+
+enum { EXIT_DONE = 0, EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_SYSTEM = 3, EXIT_INTERRUPTED = 130 };
+
+int cmd_export(int argc, char **argv);
+int cmd_check(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+
+/* Options that several subcommands take. */
+typedef struct cli_inputs {
+    const char *model, *config, *record;
+} cli_inputs;
+
+typedef struct cli_opened {
+    qf_model *model;
+    qf_config *config;
+    qf_record *record;
+} cli_opened;
+
+/* Opens what is named, going on after a failure so that all three are reported. Findings go to
+ * `diagnostics`, other failures are printed. Returns the first status that is not QF_OK. */
+qf_status cli_open(const cli_inputs *inputs, cli_opened *out, qf_diagnostics *diagnostics);
+void cli_close(cli_opened *opened);
+
+int cli_exit_code(qf_status status);
+/* Prints to stderr, control characters made visible: names come from files. */
+void cli_print_error(const qf_error *err);
+/* `quiet` leaves warnings out. */
+void cli_print_diagnostics(const qf_diagnostics *list, bool quiet);
+/* "prefix: message" with a hint at --help; returns EXIT_USAGE. */
+int cli_usage_error(const char *command, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* Writes text with control characters as \xHH. */
+void cli_put_text(FILE *out, const char *text);
+/* 1234567 -> "1.2 MB". */
+const char *cli_bytes(uint64_t bytes, char buffer[32]);
+/* Prints and deletes a JSON document; EXIT_DONE or EXIT_SYSTEM. */
+int cli_print_json(cJSON *root);
+/* Findings as a JSON array. */
+cJSON *cli_json_diagnostics(const qf_diagnostics *list);
+/* Whether everything written to stdout arrived. */
+bool cli_flush(void);
+
+/* ---- progress bar ---- */
+
+typedef struct cli_progress {
+    bool on, terminal;
+    double started, last;
+} cli_progress;
+
+typedef enum cli_when { CLI_AUTO, CLI_ALWAYS, CLI_NEVER } cli_when;
+void cli_progress_init(cli_progress *progress, cli_when when);
+/* A qf_progress_fn; `user` is a cli_progress. Stops the export after SIGINT or SIGTERM. */
+bool cli_progress_step(uint64_t done, uint64_t total, const char *tensor, void *user);
+void cli_progress_end(cli_progress *progress);
+/* SIGINT and SIGTERM ask for an orderly stop. */
+void cli_catch_signals(void);
+
+#endif

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <getopt.h>
+#include <stdlib.h>
+
+#include "cli/cli.h"
+
+static const char help[] =
+    "usage: quantfold check --model M.onnx --record R.txt [--config C.json] [--json] [-q]\n\n"
+    "Validates the three against each other, as an export would, and reports everything\n"
+    "that is wrong at once. Writes nothing. Exit code 0: an export would work; 1: it would\n"
+    "not.\n";
+
+static qf_status check(const cli_inputs *inputs, qf_diagnostics *diagnostics, size_t *layers)
+{
+    cli_opened opened;
+    qf_plan *plan = NULL;
+    qf_error err;
+    qf_export_options options;
+    qf_export_options_init(&options);
+    /* names files that are never written */
+    options.save_path = "quantfold-check/";
+    qf_status status = cli_open(inputs, &opened, diagnostics);
+    if (opened.model && opened.record) {
+        size_t known = qf_diagnostics_errors(diagnostics);
+        qf_status planned = qf_plan_create(opened.model, opened.config, opened.record, NULL,
+                                           &options, diagnostics, &plan, &err);
+        if (planned != QF_OK && qf_diagnostics_errors(diagnostics) == known)
+            cli_print_error(&err);
+        status = status == QF_OK ? planned : status;
+    }
+    *layers = plan ? qf_plan_layer_count(plan) : 0;
+    qf_plan_free(plan);
+    cli_close(&opened);
+    return status;
+}
+
+int cmd_check(int argc, char **argv)
+{
+    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
+                                            {"config", required_argument, NULL, 'c'},
+                                            {"record", required_argument, NULL, 'r'},
+                                            {"json", no_argument, NULL, 'j'},
+                                            {"quiet", no_argument, NULL, 'q'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
+    cli_inputs inputs = {0};
+    bool json = false, quiet = false;
+    for (int c; (c = getopt_long(argc, argv, "qh", options, NULL)) != -1;) {
+        switch (c) {
+        case 'm':
+            inputs.model = optarg;
+            break;
+        case 'c':
+            inputs.config = optarg;
+            break;
+        case 'r':
+            inputs.record = optarg;
+            break;
+        case 'j':
+            json = true;
+            break;
+        case 'q':
+            quiet = true;
+            break;
+        case 'h':
+            fputs(help, stdout);
+            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
+        default:
+            return cli_usage_error("check", "unknown option");
+        }
+    }
+    if (!inputs.model || !inputs.record || optind != argc)
+        return cli_usage_error("check", "--model and --record are needed");
+    qf_diagnostics *diagnostics = qf_diagnostics_create();
+    if (!diagnostics)
+        return EXIT_SYSTEM;
+    size_t layers;
+    qf_status status = check(&inputs, diagnostics, &layers);
+    cli_print_diagnostics(diagnostics, quiet);
+    int code = cli_exit_code(status);
+    if (json) {
+        cJSON *root = cJSON_CreateObject();
+        cJSON_AddBoolToObject(root, "ok", status == QF_OK);
+        cJSON_AddNumberToObject(root, "layers", (double)layers);
+        cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));
+        int printed = cli_print_json(root);
+        code = code ? code : printed;
+    } else if (status == QF_OK) {
+        printf("ok: %zu layers would be quantized\n", layers);
+        code = cli_flush() ? code : EXIT_SYSTEM;
+    }
+    qf_diagnostics_free(diagnostics);
+    return code;
+}

@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+static const char help[] =
+    "usage: quantfold export --model M.onnx --record R.txt --save-path OUT/PREFIX [OPTIONS]\n\n"
+    "Writes OUT/PREFIX_deploy_model.onnx and OUT/PREFIX_fake_quant_model.onnx.\n\n"
+    "  --model FILE            trained ONNX model\n"
+    "  --config FILE           QAT configuration (JSON); checked against model and record\n"
+    "  --record FILE           scale and offset record (protobuf text)\n"
+    "  --save-path PATH        folder and file name prefix of the output\n"
+    "  --input-names A,B       new names of the graph's inputs, in order\n"
+    "  --output-names X,Y      new names of the graph's outputs, in order\n"
+    "  --dynamic-axes JSON     {\"x\": {\"0\": \"batch\"}} or {\"x\": [0, 2]}; @FILE reads a file\n"
+    "  --emit WHAT             both (default), deploy, fake-quant\n"
+    "  --external WHEN         auto (default), always, never: weights in .external files\n"
+    "  --external-threshold N  bytes at which auto moves the largest weights out (2000000000)\n"
+    "  --external-layout HOW   per-tensor (default), single: one page-aligned file a model\n"
+    "  --threads N             default: one a core\n"
+    "  --progress WHEN         auto (default), always, never\n"
+    "  --dry-run               validate and print the plan; write nothing\n"
+    "  --json                  the result as JSON on standard output\n"
+    "  -v, --verbose           list every layer      -q, --quiet   no warnings, no summary\n";
+
+typedef struct arguments {
+    cli_inputs inputs;
+    qf_export_options options;
+    char *input_names, *output_names; /* split in place */
+    const char *dynamic_axes;
+    cli_when progress;
+    bool dry_run, json, verbose, quiet;
+} arguments;
+
+/* ---- reading the command line ---- */
+
+static const struct option long_options[] = {
+    {"model", required_argument, NULL, 'm'},
+    {"config", required_argument, NULL, 'c'},
+    {"record", required_argument, NULL, 'r'},
+    {"save-path", required_argument, NULL, 's'},
+    {"input-names", required_argument, NULL, 'i'},
+    {"output-names", required_argument, NULL, 'o'},
+    {"dynamic-axes", required_argument, NULL, 'd'},
+    {"emit", required_argument, NULL, 'e'},
+    {"external", required_argument, NULL, 'x'},
+    {"external-threshold", required_argument, NULL, 'X'},
+    {"external-layout", required_argument, NULL, 'L'},
+    {"threads", required_argument, NULL, 't'},
+    {"progress", required_argument, NULL, 'p'},
+    {"dry-run", no_argument, NULL, 'n'},
+    {"json", no_argument, NULL, 'j'},
+    {"verbose", no_argument, NULL, 'v'},
+    {"quiet", no_argument, NULL, 'q'},
+    {"help", no_argument, NULL, 'h'},
+    {0}};
+
+/* Index of the word in a NULL-terminated list, or -1 after a message. */
+static int choose(const char *option, const char *word, const char *const *words)
+{
+    for (int i = 0; words[i]; i++) {
+        if (strcmp(word, words[i]) == 0)
+            return i;
+    }
+    fprintf(stderr, "quantfold: --%s takes", option);
+    for (int i = 0; words[i]; i++)
+        fprintf(stderr, "%s %s", i ? "," : "", words[i]);
+    fprintf(stderr, ", not '%s'\n", word);
+    return -1;
+}
+
+static bool read_number(const char *option, const char *text, uint64_t max, uint64_t *out)
+{
+    char *end;
+    unsigned long long v = strtoull(text, &end, 10);
+    if (!*text || *end || strspn(text, "0123456789") != strlen(text) || strlen(text) > 19 ||
+        v > max) {
+        fprintf(stderr, "quantfold: --%s takes a whole number up to %llu, not '%s'\n", option,
+                (unsigned long long)max, text);
+        return false;
+    }
+    *out = v;
+    return true;
+}
+
+static bool set_choice(arguments *a, int option, const char *word)
+{
+    static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
+    static const char *const whens[] = {"auto", "always", "never", NULL};
+    static const char *const layouts[] = {"per-tensor", "single", NULL};
+    int i;
+    switch (option) {
+    case 'e':
+        i = choose("emit", word, emits);
+        a->options.emit = (qf_emit)i;
+        break;
+    case 'x':
+        i = choose("external", word, whens);
+        a->options.external = (qf_external)i;
+        break;
+    case 'L':
+        i = choose("external-layout", word, layouts);
+        a->options.external_layout = (qf_external_layout)i;
+        break;
+    default:
+        i = choose("progress", word, whens);
+        a->progress = (cli_when)i;
+    }
+    return i >= 0;
+}
+
+static bool set_number(arguments *a, int option, const char *word)
+{
+    uint64_t n;
+    if (option == 'X')
+        return read_number("external-threshold", word, INT64_MAX, &a->options.external_threshold);
+    if (!read_number("threads", word, 1024, &n))
+        return false;
+    a->options.threads = (int)n;
+    return true;
+}
+
+static bool set_option(arguments *a, int option, char *value)
+{
+    switch (option) {
+    case 'm':
+        a->inputs.model = value;
+        return true;
+    case 'c':
+        a->inputs.config = value;
+        return true;
+    case 'r':
+        a->inputs.record = value;
+        return true;
+    case 's':
+        a->options.save_path = value;
+        return true;
+    case 'i':
+        a->input_names = value;
+        return true;
+    case 'o':
+        a->output_names = value;
+        return true;
+    case 'd':
+        a->dynamic_axes = value;
+        return true;
+    case 'n':
+        a->dry_run = true;
+        return true;
+    case 'j':
+        a->json = true;
+        return true;
+    case 'v':
+        a->verbose = true;
+        return true;
+    case 'q':
+        a->quiet = true;
+        return true;
+    case 'X':
+    case 't':
+        return set_number(a, option, value);
+    default:
+        return set_choice(a, option, value);
+    }
+}
+
+/* -1: go on; else an exit code. */
+static int read_arguments(int argc, char **argv, arguments *a)
+{
+    *a = (arguments){0};
+    qf_export_options_init(&a->options);
+    for (int c; (c = getopt_long(argc, argv, "vqh", long_options, NULL)) != -1;) {
+        if (c == 'h') {
+            fputs(help, stdout);
+            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
+        }
+        if (c == '?')
+            return cli_usage_error("export", "the command line cannot be understood");
+        if (!set_option(a, c, optarg))
+            return EXIT_USAGE;
+    }
+    if (optind != argc)
+        return cli_usage_error("export", "unexpected word '%s'", argv[optind]);
+    if (!a->inputs.model || !a->inputs.record || !a->options.save_path)
+        return cli_usage_error("export", "--model, --record and --save-path are needed");
+    return -1;
+}
+
+/* ---- names and axes ---- */
+
+/* Splits at commas, in place. *names is malloc'ed. */
+static bool split_names(char *text, const char ***names, size_t *count)
+{
+    *names = NULL;
+    *count = 0;
+    if (!text)
+        return true;
+    size_t n = 1;
+    for (const char *p = text; *p; p++)
+        n += *p == ',';
+    *names = malloc(n * sizeof **names);
+    if (!*names)
+        return false;
+    for (char *part = text; part;) {
+        char *comma = strchr(part, ',');
+        if (comma)
+            *comma = '\0';
+        (*names)[(*count)++] = part;
+        part = comma ? comma + 1 : NULL;
+    }
+    return true;
+}
+
+static char *read_file(const char *path)
+{
+    enum { MAX = 1 << 20 };
+    FILE *f = fopen(path, "rb");
+    char *text = f ? malloc(MAX + 1) : NULL;
+    size_t n = text ? fread(text, 1, MAX + 1, f) : 0;
+    bool good = text && !ferror(f) && n <= MAX;
+    if (f)
+        fclose(f);
+    if (!good) {
+        free(text);
+        return NULL;
+    }
+    text[n] = '\0';
+    return text;
+}
+
+static qf_status read_axes(const char *argument, qf_dynamic_axis **axes, size_t *count)
+{
+    qf_error err;
+    *axes = NULL;
+    *count = 0;
+    if (!argument)
+        return QF_OK;
+    char *file = NULL;
+    if (argument[0] == '@' && !(file = read_file(argument + 1))) {
+        fprintf(stderr, "quantfold: error: %s: cannot read the dynamic axes\n", argument + 1);
+        return QF_ERR_INPUT;
+    }
+    qf_status status = qf_dynamic_axes_parse(file ? file : argument, axes, count, &err);
+    if (status != QF_OK)
+        cli_print_error(&err);
+    free(file);
+    return status;
+}
+
+/* ---- results ---- */
+
+static void print_layers(const qf_plan *plan)
+{
+    for (size_t i = 0; i < qf_plan_layer_count(plan); i++) {
+        qf_layer_info l = qf_plan_layer(plan, i);
+        printf("  %-13s ", l.op_type);
+        cli_put_text(stdout, l.name);
+        printf("  A%d", l.activation_bits);
+        if (l.weight_bits)
+            printf("W%d %s", l.weight_bits, l.channels > 1 ? "per channel" : "per tensor");
+        printf("%s%s\n", l.has_bias ? ", bias" : "",
+               l.batch_norm_folded ? ", batch norm folded" : "");
+    }
+    for (size_t i = 0; i < qf_plan_skipped_count(plan); i++) {
+        qf_skipped_layer s = qf_plan_skipped(plan, i);
+        printf("  %-13s ", s.op_type);
+        cli_put_text(stdout, s.name);
+        printf("  stays float: %s\n", s.reason);
+    }
+}
+
+/* With many layers left in float, the first of each reason stand for the rest. */
+static void print_skipped(const qf_plan *plan)
+{
+    enum { SHOWN = 3 };
+    for (size_t i = 0; i < qf_plan_skipped_count(plan) && i < SHOWN; i++) {
+        qf_skipped_layer s = qf_plan_skipped(plan, i);
+        printf("  float    ");
+        cli_put_text(stdout, s.name);
+        printf(" (%s): %s\n", s.op_type, s.reason);
+    }
+    if (qf_plan_skipped_count(plan) > SHOWN)
+        printf("  float    ... and %zu more; -v lists all\n", qf_plan_skipped_count(plan) - SHOWN);
+}
+
+static void print_outputs(const qf_plan *plan)
+{
+    enum { SHOWN = 12 };
+    size_t count = qf_plan_output_count(plan);
+    char size[32];
+    for (size_t i = 0; i < count; i++) {
+        qf_output_file f = qf_plan_output(plan, i);
+        size_t n = strlen(f.path);
+        bool model = n > 5 && strcmp(f.path + n - 5, ".onnx") == 0;
+        if (count > SHOWN && !model)
+            continue;
+        printf("  %9s  ", cli_bytes(f.bytes, size));
+        cli_put_text(stdout, f.path);
+        putchar('\n');
+    }
+    if (count > SHOWN)
+        printf("  and %zu .external files beside them\n", count - 2);
+}
+
+static void print_summary(const arguments *a, const qf_plan *plan, const qf_report *report)
+{
+    char in[32], out[32], rate[32];
+    printf("%s %zu of %zu layers\n", report ? "quantized" : "would quantize",
+           qf_plan_layer_count(plan), qf_plan_layer_count(plan) + qf_plan_skipped_count(plan));
+    if (a->verbose)
+        print_layers(plan);
+    else
+        print_skipped(plan);
+    printf("%s\n", report ? "wrote" : "would write");
+    print_outputs(plan);
+    if (!report)
+        return;
+    qf_report_totals t = qf_report_get(report);
+    double per_second = t.seconds > 0 ? (double)(t.bytes_read + t.bytes_written) / t.seconds : 0;
+    printf("%s in, %s out, %.2f s, %s/s\n", cli_bytes(t.bytes_read, in),
+           cli_bytes(t.bytes_written, out), t.seconds, cli_bytes((uint64_t)per_second, rate));
+}
+
+static cJSON *layers_json(const qf_plan *plan)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; i < qf_plan_layer_count(plan); i++) {
+        qf_layer_info l = qf_plan_layer(plan, i);
+        cJSON *item = cJSON_CreateObject();
+        cJSON_AddStringToObject(item, "name", l.name);
+        cJSON_AddStringToObject(item, "key", l.key);
+        cJSON_AddStringToObject(item, "op_type", l.op_type);
+        cJSON_AddStringToObject(item, "weight", l.weight);
+        cJSON_AddNumberToObject(item, "activation_bits", l.activation_bits);
+        cJSON_AddNumberToObject(item, "weight_bits", l.weight_bits);
+        cJSON_AddNumberToObject(item, "channels", (double)l.channels);
+        cJSON_AddBoolToObject(item, "bias", l.has_bias);
+        cJSON_AddBoolToObject(item, "batch_norm_folded", l.batch_norm_folded);
+        cJSON_AddItemToArray(array, item);
+    }
+    return array;
+}
+
+static int print_result_json(const qf_plan *plan, const qf_report *report, qf_status status,
+                             const qf_error *err, const qf_diagnostics *diagnostics)
+{
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddBoolToObject(root, "ok", status == QF_OK);
+    cJSON_AddBoolToObject(root, "written", report != NULL);
+    if (err && status != QF_OK)
+        cJSON_AddStringToObject(root, "error", err->message);
+    cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));
+    if (plan) {
+        cJSON *skipped = cJSON_CreateArray(), *files = cJSON_CreateArray();
+        for (size_t i = 0; i < qf_plan_skipped_count(plan); i++) {
+            qf_skipped_layer s = qf_plan_skipped(plan, i);
+            cJSON *item = cJSON_CreateObject();
+            cJSON_AddStringToObject(item, "name", s.name);
+            cJSON_AddStringToObject(item, "op_type", s.op_type);
+            cJSON_AddStringToObject(item, "reason", s.reason);
+            cJSON_AddItemToArray(skipped, item);
+        }
+        for (size_t i = 0; i < qf_plan_output_count(plan); i++) {
+            qf_output_file f = qf_plan_output(plan, i);
+            cJSON *item = cJSON_CreateObject();
+            cJSON_AddStringToObject(item, "path", f.path);
+            cJSON_AddNumberToObject(item, "bytes", (double)f.bytes);
+            cJSON_AddItemToArray(files, item);
+        }
+        cJSON_AddItemToObject(root, "layers", layers_json(plan));
+        cJSON_AddItemToObject(root, "skipped", skipped);
+        cJSON_AddItemToObject(root, "files", files);
+    }
+    if (report) {
+        qf_report_totals t = qf_report_get(report);
+        cJSON_AddNumberToObject(root, "bytes_read", (double)t.bytes_read);
+        cJSON_AddNumberToObject(root, "bytes_written", (double)t.bytes_written);
+        cJSON_AddNumberToObject(root, "seconds", t.seconds);
+    }
+    return cli_print_json(root);
+}
+
+/* ---- the command ---- */
+
+static int run(arguments *a, const qf_io_spec *io)
+{
+    cli_opened opened;
+    qf_plan *plan = NULL;
+    qf_report *report = NULL;
+    qf_error err = {0};
+    cli_progress progress;
+    qf_diagnostics *diagnostics = qf_diagnostics_create();
+    if (!diagnostics)
+        return EXIT_SYSTEM;
+    cli_progress_init(&progress, a->quiet ? CLI_NEVER : a->progress);
+    a->options.progress = cli_progress_step;
+    a->options.progress_user = &progress;
+
+    qf_status status = cli_open(&a->inputs, &opened, diagnostics);
+    if (opened.model && opened.record) {
+        qf_error plan_err;
+        size_t known = qf_diagnostics_errors(diagnostics);
+        qf_status planned = qf_plan_create(opened.model, opened.config, opened.record, io,
+                                           &a->options, diagnostics, &plan, &plan_err);
+        if (planned != QF_OK && qf_diagnostics_errors(diagnostics) == known)
+            cli_print_error(&plan_err);
+        if (status == QF_OK) {
+            status = planned;
+            err = plan_err;
+        }
+    }
+    cli_print_diagnostics(diagnostics, a->quiet);
+    if (status == QF_OK && !a->dry_run) {
+        status = qf_export(plan, &report, &err);
+        cli_progress_end(&progress);
+        if (status != QF_OK)
+            cli_print_error(&err);
+    }
+    int code = cli_exit_code(status);
+    if (a->json) {
+        int printed = print_result_json(plan, report, status, &err, diagnostics);
+        code = code ? code : printed;
+    } else if (status == QF_OK && !a->quiet) {
+        print_summary(a, plan, report);
+        code = cli_flush() ? code : EXIT_SYSTEM;
+    }
+    qf_report_free(report);
+    qf_plan_free(plan);
+    cli_close(&opened);
+    qf_diagnostics_free(diagnostics);
+    return code;
+}
+
+int cmd_export(int argc, char **argv)
+{
+    arguments a;
+    int code = read_arguments(argc, argv, &a);
+    if (code >= 0)
+        return code;
+    const char **inputs, **outputs = NULL;
+    qf_dynamic_axis *axes = NULL;
+    qf_io_spec io = {0};
+    cli_catch_signals();
+    if (!split_names(a.input_names, &inputs, &io.input_name_count) ||
+        !split_names(a.output_names, &outputs, &io.output_name_count)) {
+        free(inputs);
+        return EXIT_SYSTEM;
+    }
+    io.input_names = inputs;
+    io.output_names = outputs;
+    qf_status status = read_axes(a.dynamic_axes, &axes, &io.dynamic_axis_count);
+    io.dynamic_axes = axes;
+    code = status == QF_OK ? run(&a, &io) : cli_exit_code(status);
+    free(inputs);
+    free(outputs);
+    free(axes);
+    return code;
+}

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Recipes: how one payload of the source becomes payloads of the outputs.
+ *
+ * A job sees its tensor as a matrix of `rows` x `cols` in the order of the output. It reads a block
+ * of the source, quantizes it once and stores it in up to two forms, one for each output model, so
+ * that a weight is read once for both.
+ */
+#ifndef QF_EXEC_JOB_H
+#define QF_EXEC_JOB_H
+
+#include "onnx/payload.h"
+
+typedef enum qf_target { QF_DEPLOY = 0, QF_FAKE_QUANT = 1 } qf_target;
+enum { QF_TARGETS = 2 };
+
+typedef enum qf_format {
+    QF_FORMAT_NONE = 0,
+    QF_FORMAT_INT8,
+    QF_FORMAT_INT4_FLAT, /* two neighbouring elements a byte, the last byte padded */
+    QF_FORMAT_INT4_ROWS, /* elements of rows 2i and 2i+1 share a byte of output row i */
+    QF_FORMAT_FLOAT,     /* the integers as float32 */
+    QF_FORMAT_FLOAT_SCALED, /* the integers times their scale, float32 */
+    QF_FORMAT_FLOAT_FOLDED, /* not quantized: the source times `fold`, float32 */
+} qf_format;
+
+typedef struct qf_job_output {
+    qf_format format;
+    int file; /* index of the output file */
+    uint64_t offset;
+    bool placed; /* file and offset are set */
+} qf_job_output;
+
+typedef struct qf_job {
+    const char *layer, *tensor; /* for messages */
+    qf_span source;
+    int32_t data_type;
+    uint64_t rows, cols;
+    bool transposed; /* the source is cols x rows */
+
+    /* Index of the scale of element (r, c), if scale_count > 1:
+     * (r / row_div) * row_mul + r % row_mod + (col_div ? c / col_div : 0). */
+    const float *scales;
+    size_t scale_count;
+    uint64_t row_div, row_mul, row_mod, col_div;
+
+    const float *fold; /* factors of a folded batch norm by r / fold_div, or NULL */
+    uint64_t fold_div;
+
+    int bits; /* 8, 7, 6, 4; 0 for QF_FORMAT_FLOAT_FOLDED alone */
+    qf_job_output out[QF_TARGETS];
+} qf_job;
+
+/* A payload moved unchanged, or from varints to plain elements. */
+typedef struct qf_copy {
+    const char *tensor;
+    qf_span source;
+    int32_t data_type;
+    bool decode; /* varints to little-endian elements of data_type */
+    uint64_t length;
+    qf_job_output out[QF_TARGETS]; /* format unused */
+} qf_copy;
+
+/* Bytes of the job's output in `format`. */
+uint64_t qf_job_bytes(const qf_job *job, qf_format format);
+
+/* Work is cut into blocks, numbered from 0, whose bounds do not depend on the thread count. */
+uint64_t qf_job_blocks(const qf_job *job);
+uint64_t qf_copy_blocks(const qf_copy *copy);
+
+/* Scratch memory of one thread; zero-initialise, release with qf_scratch_release. */
+typedef struct qf_scratch {
+    float *values;
+    int8_t *ints;
+    unsigned char *bytes;
+    size_t cap; /* elements */
+} qf_scratch;
+void qf_scratch_release(qf_scratch *scratch);
+
+/* Where blocks go: writes `n` bytes at `offset` of output file `file`. */
+typedef qf_status (*qf_write_fn)(void *user, int file, uint64_t offset, const void *data, size_t n,
+                                 qf_error *err);
+
+/* Random access into a span of varints. */
+typedef struct qf_varint_index {
+    uint64_t *offsets; /* of every 4096th element; NULL for spans of plain elements */
+    uint64_t count;    /* elements */
+} qf_varint_index;
+/* Counts and indexes the elements; QF_ERR_INPUT if there are not exactly `expected`. */
+qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *tensor,
+                                qf_varint_index *out, qf_error *err);
+void qf_varint_index_release(qf_varint_index *index);
+
+qf_status qf_job_run_block(const qf_job *job, const qf_varint_index *index, uint64_t block,
+                           qf_scratch *scratch, qf_write_fn write, void *user, qf_error *err);
+qf_status qf_copy_run_block(const qf_copy *copy, const qf_varint_index *index, uint64_t block,
+                            qf_scratch *scratch, qf_write_fn write, void *user, qf_error *err);
+
+#endif

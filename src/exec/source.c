@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "exec/source.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "onnx/wire.h"
+
+enum { STRIDE = 4096 };
+
+static bool is_varint_field(int field)
+{
+    return field == QF_FIELD_INT32_DATA || field == QF_FIELD_INT64_DATA ||
+           field == QF_FIELD_UINT64_DATA;
+}
+
+qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *tensor,
+                                qf_varint_index *out, qf_error *err)
+{
+    *out = (qf_varint_index){0};
+    if (!is_varint_field(span->field))
+        return QF_OK;
+    /* a varint takes a byte at least, which bounds what the file can make us allocate */
+    if (expected > span->length)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.item = tensor, .byte = &span->offset},
+                          "the tensor's data has fewer elements than its dims say (%llu)",
+                          (unsigned long long)expected);
+    uint64_t *offsets = malloc((size_t)(expected / STRIDE + 1) * sizeof *offsets);
+    if (!offsets)
+        return qf_fail_memory(err);
+    qf_wire wire = {span->data, span->data + span->length};
+    uint64_t count = 0, value;
+    while (wire.at < wire.end && count <= expected) {
+        if (count % STRIDE == 0 && count / STRIDE <= expected / STRIDE)
+            offsets[count / STRIDE] = (uint64_t)(wire.at - span->data);
+        if (!qf_wire_varint(&wire, &value))
+            break;
+        count++;
+    }
+    if (wire.at < wire.end || count != expected) {
+        free(offsets);
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.item = tensor, .byte = &span->offset},
+                          "the tensor's data does not have the %llu elements that its dims say",
+                          (unsigned long long)expected);
+    }
+    *out = (qf_varint_index){offsets, count};
+    return QF_OK;
+}
+
+void qf_varint_index_release(qf_varint_index *index)
+{
+    free(index->offsets);
+    *index = (qf_varint_index){0};
+}
+
+void qf_source_elements(const qf_span *span, const qf_varint_index *index, unsigned width,
+                        uint64_t first, size_t n, unsigned char *out)
+{
+    uint64_t at = first / STRIDE * STRIDE, value;
+    qf_wire wire = {span->data + index->offsets[first / STRIDE], span->data + span->length};
+    for (; at < first; at++)
+        qf_wire_varint(&wire, &value);
+    for (size_t i = 0; i < n; i++) {
+        value = 0;
+        qf_wire_varint(&wire, &value);
+        memcpy(out + i * width, &value, width); /* little-endian host: the low bytes */
+    }
+}
+
+void qf_source_floats(const qf_span *span, const qf_varint_index *index, int32_t data_type,
+                      uint64_t first, size_t n, float *out)
+{
+    const qf_kernels *k = qf_kernels_get();
+    unsigned width = qf_dtype_bits(data_type) / 8;
+    const unsigned char *src = span->data + first * width;
+    unsigned char chunk[2 * 512];
+    if (index->offsets) { /* 16-bit floats in int32_data */
+        while (n) {
+            size_t m = n < 512 ? n : 512;
+            qf_source_elements(span, index, 2, first, m, chunk);
+            (data_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16 ? k->load_f16
+                                                                 : k->load_bf16)(chunk, m, out);
+            first += m;
+            out += m;
+            n -= m;
+        }
+        return;
+    }
+    switch (data_type) {
+    case ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16:
+        k->load_f16(src, n, out);
+        break;
+    case ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16:
+        k->load_bf16(src, n, out);
+        break;
+    case ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE:
+        k->load_f64(src, n, out);
+        break;
+    default:
+        k->load_f32(src, n, out);
+    }
+}

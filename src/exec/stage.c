@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "exec/stage.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define COMPLETE "complete"
+enum { FOLDER_MODE = 0750, FILE_MODE = 0640, PLAIN_PREFIX_MAX = 200 };
+
+static char *join(const char *a, const char *b)
+{
+    size_t n = strlen(a) + strlen(b) + 2;
+    char *path = malloc(n);
+    if (path)
+        snprintf(path, n, "%s/%s", a, b);
+    return path;
+}
+
+/* ---- save path ---- */
+
+qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix, qf_error *err)
+{
+    char real[PATH_MAX];
+    const char *path = save_path;
+    size_t n = strlen(path);
+    const char *slash = strrchr(path, '/');
+    const char *base = slash ? slash + 1 : path;
+    if (strcmp(base, ".") == 0 || strcmp(base, "..") == 0) {
+        /* without a slash behind them these name a folder, whose own name becomes the prefix */
+        if (!realpath(path, real))
+            return qf_fail_at(err, QF_ERR_INPUT,
+                              (qf_where){.file = save_path, .sys_errno = errno},
+                              "cannot resolve the save path");
+        path = real;
+        n = strlen(path);
+        slash = strrchr(path, '/');
+        base = slash + 1;
+    }
+    if (strlen(base) > 241 || strchr(base, '\n'))
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = save_path},
+                          "the file name prefix at the end of the save path must have at most 241 "
+                          "bytes and no line break");
+    size_t head = n - strlen(base); /* with the slash */
+    *folder = head == 0 ? strdup(".") : strndup(path, head > 1 ? head - 1 : 1);
+    *prefix = strdup(base);
+    if (!*folder || !*prefix) {
+        free(*folder);
+        free(*prefix);
+        return qf_fail_memory(err);
+    }
+    return QF_OK;
+}
+
+uint64_t qf_free_space(const char *folder)
+{
+    char path[PATH_MAX];
+    struct statvfs st;
+    if (strlen(folder) >= sizeof path)
+        return UINT64_MAX;
+    strcpy(path, folder);
+    while (statvfs(path, &st) != 0) {
+        char *slash = strrchr(path, '/');
+        if (errno != ENOENT)
+            return UINT64_MAX;
+        if (!slash)
+            strcpy(path, ".");
+        else if (slash == path)
+            strcpy(path, "/");
+        else
+            *slash = '\0';
+    }
+    return (uint64_t)st.f_bavail * st.f_frsize;
+}
+
+/* ---- folders ---- */
+
+/* mkdir -p that remembers what it made. */
+static qf_status make_folders(qf_stage *stage, qf_error *err)
+{
+    char path[PATH_MAX];
+    size_t n = strlen(stage->folder);
+    if (n >= sizeof path)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->folder},
+                          "the target folder's path is too long");
+    memcpy(path, stage->folder, n + 1);
+    for (size_t i = 1; i <= n; i++) {
+        if (path[i] != '/' && path[i] != '\0')
+            continue;
+        char end = path[i];
+        path[i] = '\0';
+        if (mkdir(path, FOLDER_MODE) == 0) {
+            if (!qf_grow((void **)&stage->made, &stage->made_cap, stage->made_count + 1,
+                         sizeof *stage->made) ||
+                !(stage->made[stage->made_count] = strdup(path))) {
+                rmdir(path);
+                return qf_fail_memory(err);
+            }
+            stage->made_count++;
+        } else if (errno != EEXIST) {
+            return qf_fail_errno(err, path, errno, "cannot make the target folder");
+        }
+        path[i] = end;
+    }
+    return QF_OK;
+}
+
+/* Calls `visit` for each regular entry of an open folder. */
+static bool each_entry(int fd, bool (*visit)(void *user, const char *name), void *user)
+{
+    int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    if (!dir) {
+        if (copy >= 0)
+            close(copy);
+        return false;
+    }
+    bool ok = true;
+    for (const struct dirent *e; ok && (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+            ok = visit(user, e->d_name);
+    }
+    closedir(dir);
+    return ok;
+}
+
+static bool remove_entry(void *user, const char *name)
+{
+    const qf_stage *stage = user;
+    return unlinkat(stage->partial_fd, name, 0) == 0 || errno == ENOENT;
+}
+
+static bool is_model(const char *name)
+{
+    size_t n = strlen(name);
+    return n >= 5 && strcmp(name + n - 5, ".onnx") == 0;
+}
+
+static bool move_entry(const qf_stage *stage, const char *name)
+{
+    return renameat(stage->partial_fd, name, stage->folder_fd, name) == 0;
+}
+
+static bool move_external(void *user, const char *name)
+{
+    return is_model(name) || strcmp(name, COMPLETE) == 0 || move_entry(user, name);
+}
+
+static bool move_model(void *user, const char *name)
+{
+    return !is_model(name) || move_entry(user, name);
+}
+
+/* Empties the staging folder: files move into place if the run that left them was complete. */
+static qf_status recover(qf_stage *stage, qf_error *err)
+{
+    bool ok = true;
+    if (faccessat(stage->partial_fd, COMPLETE, F_OK, 0) == 0)
+        ok = each_entry(stage->partial_fd, move_external, stage) &&
+             each_entry(stage->partial_fd, move_model, stage) && fsync(stage->folder_fd) == 0;
+    ok = ok && each_entry(stage->partial_fd, remove_entry, stage);
+    if (!ok)
+        return qf_fail_errno(err, stage->partial, errno,
+                             "cannot clean up after an earlier run that was killed");
+    return QF_OK;
+}
+
+static qf_status lock_partial(qf_stage *stage, qf_error *err)
+{
+    for (;;) {
+        struct stat held, named;
+        if (mkdirat(stage->folder_fd, strrchr(stage->partial, '/') + 1, 0700) != 0 &&
+            errno != EEXIST)
+            return qf_fail_errno(err, stage->partial, errno, "cannot write to the target folder");
+        int fd = open(stage->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0) {
+            if (errno == ENOENT) /* removed by another run at this moment */
+                continue;
+            return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
+        }
+        if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+            int e = errno;
+            close(fd);
+            if (e == EWOULDBLOCK)
+                return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                                  "another export to the same save path is running");
+            if (e != ENOTSUP && e != ENOSYS && e != ENOLCK)
+                return qf_fail_errno(err, stage->partial, e, "cannot lock the staging folder");
+            fd = open(stage->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+            if (fd < 0)
+                return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
+        }
+        /* a run that ended between our open and our lock may have removed the folder */
+        if (fstat(fd, &held) == 0 && lstat(stage->partial, &named) == 0 &&
+            held.st_ino == named.st_ino && held.st_dev == named.st_dev) {
+            stage->partial_fd = fd;
+            return QF_OK;
+        }
+        close(fd);
+    }
+}
+
+qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage *out, qf_error *err)
+{
+    *out = (qf_stage){.folder_fd = -1, .partial_fd = -1};
+    char name[NAME_MAX + 1];
+    if (strlen(prefix) <= PLAIN_PREFIX_MAX)
+        snprintf(name, sizeof name, ".%s.quantfold-partial", prefix);
+    else
+        snprintf(name, sizeof name, ".%016llx.quantfold-partial",
+                 (unsigned long long)XXH3_64bits(prefix, strlen(prefix)));
+    out->folder = strdup(folder);
+    out->partial = join(folder, name);
+    qf_status status = out->folder && out->partial ? make_folders(out, err) : qf_fail_memory(err);
+    if (status == QF_OK) {
+        out->folder_fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (out->folder_fd < 0)
+            status = qf_fail_errno(err, folder, errno, "cannot open the target folder");
+    }
+    if (status == QF_OK)
+        status = lock_partial(out, err);
+    if (status == QF_OK)
+        status = recover(out, err);
+    if (status != QF_OK)
+        qf_stage_close(out);
+    return status;
+}
+
+/* ---- files ---- */
+
+/* Space is taken before anything is written, so that a full disk shows at once. */
+static int allocate(int fd, uint64_t size)
+{
+    if (!size)
+        return 0;
+    int result;
+    do
+        result = fallocate(fd, 0, 0, (off_t)size);
+    while (result != 0 && errno == EINTR);
+    if (result == 0)
+        return 0;
+    if (errno != EOPNOTSUPP && errno != ENOSYS)
+        return errno;
+    return ftruncate(fd, (off_t)size) == 0 ? 0 : errno;
+}
+
+qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size_t *index,
+                          qf_error *err)
+{
+    qf_stage_file file = {.name = strdup(name), .size = size, .fd = -1};
+    if (!file.name ||
+        !qf_grow((void **)&stage->files, &stage->cap, stage->count + 1, sizeof file)) {
+        free(file.name);
+        return qf_fail_memory(err);
+    }
+    file.fd = openat(stage->partial_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
+    int e = file.fd < 0 ? errno : 0;
+    if (!e && fchmod(file.fd, FILE_MODE) != 0)
+        e = errno;
+    if (!e)
+        e = allocate(file.fd, size);
+    if (e) {
+        if (file.fd >= 0)
+            close(file.fd);
+        free(file.name);
+        char *path = join(stage->folder, name);
+        qf_status status =
+            qf_fail_errno(err, path ? path : name, e, "cannot create an output file of %llu bytes",
+                          (unsigned long long)size);
+        free(path);
+        return status;
+    }
+    *index = stage->count;
+    stage->files[stage->count++] = file;
+    return QF_OK;
+}
+
+qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
+                         size_t n, qf_error *err)
+{
+    const qf_stage_file *file = &stage->files[index];
+    const char *at = data;
+    while (n) {
+        ssize_t done = pwrite(file->fd, at, n, (off_t)offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0) {
+            int e = done < 0 ? errno : ENOSPC;
+            char *path = join(stage->folder, file->name);
+            qf_status status = qf_fail_errno(err, path ? path : file->name, e,
+                                             "cannot write the output file");
+            free(path);
+            return status;
+        }
+        at += done;
+        offset += (uint64_t)done;
+        n -= (size_t)done;
+    }
+    return QF_OK;
+}
+
+static qf_status sync_files(qf_stage *stage, qf_error *err)
+{
+    for (size_t i = 0; i < stage->count; i++) {
+        qf_stage_file *file = &stage->files[i];
+        int result = fsync(file->fd) != 0 ? errno : 0;
+        if (close(file->fd) != 0 && !result)
+            result = errno;
+        file->fd = -1;
+        if (result)
+            return qf_fail_errno(err, file->name, result, "cannot bring the output file to disk");
+    }
+    return QF_OK;
+}
+
+qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
+{
+    qf_status status = sync_files(stage, err);
+    if (status != QF_OK)
+        return status;
+    int fd = openat(stage->partial_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, FILE_MODE);
+    if (fd < 0 || fsync(fd) != 0 || fsync(stage->partial_fd) != 0) {
+        int e = errno;
+        if (fd >= 0)
+            close(fd);
+        return qf_fail_errno(err, stage->partial, e, "cannot complete the output");
+    }
+    close(fd);
+    /* from here on, a run that dies is finished by the next one */
+    for (size_t i = 0; i < stage->count; i++) {
+        if (!move_entry(stage, stage->files[i].name)) {
+            int e = errno;
+            char *path = join(stage->folder, stage->files[i].name);
+            status = qf_fail_errno(err, path ? path : stage->files[i].name, e,
+                                   "cannot put the output file in place");
+            free(path);
+            return status;
+        }
+    }
+    fsync(stage->folder_fd);
+    unlinkat(stage->partial_fd, COMPLETE, 0);
+    for (size_t i = 0; i < stage->made_count; i++)
+        free(stage->made[i]);
+    stage->made_count = 0; /* they are the output's now */
+    return QF_OK;
+}
+
+void qf_stage_close(qf_stage *stage)
+{
+    for (size_t i = 0; i < stage->count; i++) {
+        if (stage->files[i].fd >= 0)
+            close(stage->files[i].fd);
+        free(stage->files[i].name);
+    }
+    free(stage->files);
+    if (stage->partial_fd >= 0) {
+        each_entry(stage->partial_fd, remove_entry, stage);
+        rmdir(stage->partial);
+        close(stage->partial_fd);
+    }
+    if (stage->folder_fd >= 0)
+        close(stage->folder_fd);
+    for (size_t i = stage->made_count; i-- > 0;) {
+        rmdir(stage->made[i]); /* only goes if it is empty */
+        free(stage->made[i]);
+    }
+    free(stage->made);
+    free(stage->folder);
+    free(stage->partial);
+    *stage = (qf_stage){.folder_fd = -1, .partial_fd = -1};
+}

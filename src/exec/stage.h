@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Staging: output is written whole or not at all.
+ *
+ * Files are written in a hidden folder beside their destination,
+ *
+ *     <folder>/.<prefix>.quantfold-partial/
+ *
+ * which is locked for the length of the run, so that two exports to one prefix cannot mix. When all
+ * are written and synced, an empty file `complete` is made there and synced; from then on the run
+ * counts as done, and the files are renamed into place in the order in which they were created. A
+ * run that finds such a folder without a lock finishes the renames if `complete` is there and
+ * deletes the folder if not: a killed run leaves either the old output or, after the next run has
+ * started, the new one, and nothing else.
+ */
+#ifndef QF_EXEC_STAGE_H
+#define QF_EXEC_STAGE_H
+
+#include "base/arena.h"
+
+typedef struct qf_stage_file {
+    char *name; /* in the destination folder */
+    uint64_t size;
+    int fd;
+} qf_stage_file;
+
+typedef struct qf_stage {
+    char *folder;   /* destination */
+    char *partial;  /* path of the staging folder */
+    int folder_fd, partial_fd;
+    qf_stage_file *files;
+    size_t count, cap;
+    char **made; /* folders that were made for this run, outermost first */
+    size_t made_count, made_cap;
+} qf_stage;
+
+/* Makes the destination folder (mode 0750) where it is missing, takes the lock, finishes or removes
+ * what a killed run left. QF_ERR_INPUT if another run holds the lock. */
+qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage *out, qf_error *err);
+/* Creates a file of `size` bytes, mode 0640, its space allocated where the file system can. */
+qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size_t *index,
+                          qf_error *err);
+/* Writes all `n` bytes. May be called by several threads. */
+qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
+                         size_t n, qf_error *err);
+/* Syncs and renames everything. On failure before the point of no return nothing has changed. */
+qf_status qf_stage_commit(qf_stage *stage, qf_error *err);
+/* Releases the stage; without a commit, removes all that it made. */
+void qf_stage_close(qf_stage *stage);
+
+/* Splits a save path as the reference does: "" -> (cwd, ""), "a/b" -> ("a", "b"), "a/" -> ("a", ""),
+ * "." and ".." name the folder itself by its real path. *folder and *prefix are malloc'ed. */
+qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix, qf_error *err);
+/* Bytes that can still be written to the file system of `folder` or of its nearest existing parent;
+ * UINT64_MAX if that is not known. */
+uint64_t qf_free_space(const char *folder);
+
+#endif

@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "onnx/layout.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "onnx/splice.h"
+
+enum {
+    PAGE = 4096,          /* alignment of tensors in a single external file */
+    ALWAYS_MIN = 1024,    /* bytes: tensors below stay inline under QF_EXTERNAL_ALWAYS */
+    NAME_LIMIT = NAME_MAX,
+};
+
+static const char *const external_suffix[QF_TARGETS] = {"_deploy.external", "_fakequant.external"};
+static const char *const model_suffix[QF_TARGETS] = {"deploy_model", "fake_quant_model"};
+
+typedef struct layouter {
+    qf_layout *out;
+    Onnx__ModelProto *model;
+    const qf_payloads *payloads;
+    const qf_layout_request *request;
+    Onnx__TensorProto **tensors; /* with a payload */
+    size_t tensor_count, tensor_cap;
+    int single_file; /* index of the one external file, -1 before it is made */
+    qf_error *err;
+} layouter;
+
+/* ---- names ---- */
+
+static bool unsafe(const char *name, size_t i)
+{
+    unsigned char c = (unsigned char)name[i];
+    return c < 0x20 || c == 0x7f || strchr("/\\%~", c) || (i == 0 && c == '.');
+}
+
+char *qf_external_name(qf_arena *arena, const char *tensor, size_t limit)
+{
+    size_t n = strlen(tensor), at = 0;
+    char *name = qf_arena_array(arena, n + 1, 3);
+    if (!name)
+        return NULL;
+    for (size_t i = 0; i < n; i++) {
+        if (unsafe(tensor, i))
+            at += (size_t)snprintf(name + at, 4, "%%%02X", (unsigned char)tensor[i]);
+        else
+            name[at++] = tensor[i];
+    }
+    name[at] = '\0';
+    if (at <= limit)
+        return name;
+    XXH128_hash_t hash = XXH3_128bits(tensor, n);
+    enum { HASH_CHARS = 33 };
+    size_t keep = limit > HASH_CHARS ? limit - HASH_CHARS : 0;
+    while (keep && ((unsigned char)name[keep] & 0xc0) == 0x80)
+        keep--; /* not in the middle of a UTF-8 character */
+    return qf_arena_printf(arena, "%.*s~%016llx%016llx", (int)keep, name,
+                           (unsigned long long)hash.high64, (unsigned long long)hash.low64);
+}
+
+/* Tensors of different subgraphs may share a name; their files get ~2, ~3, ... */
+static const char *external_file_name(layouter *l, const char *tensor)
+{
+    const char *suffix = external_suffix[l->request->target];
+    char *base = qf_external_name(l->out->arena, tensor, NAME_LIMIT - strlen(suffix) - 8);
+    char *name = base ? qf_arena_printf(l->out->arena, "%s%s", base, suffix) : NULL;
+    for (unsigned i = 2; name && qf_strmap_get(&l->out->names, name); i++)
+        name = qf_arena_printf(l->out->arena, "%s~%u%s", base, i, suffix);
+    return name;
+}
+
+static char *model_file_name(layouter *l, const char *extension)
+{
+    const qf_layout_request *r = l->request;
+    return qf_arena_printf(l->out->arena, "%s%s%s.%s", r->prefix, *r->prefix ? "_" : "",
+                           model_suffix[r->target], extension);
+}
+
+static qf_status add_file(layouter *l, const char *name, int *index)
+{
+    qf_layout *out = l->out;
+    if (!name ||
+        !qf_grow((void **)&out->files, &out->file_cap, out->file_count + 1, sizeof *out->files) ||
+        !qf_strmap_set(&out->names, name, out))
+        return qf_fail_memory(l->err);
+    if (strlen(name) > NAME_LIMIT)
+        return qf_fail(l->err, QF_ERR_INPUT,
+                       "the output file name '%.40s...' would have %zu bytes; at most %d are "
+                       "possible, use a shorter prefix",
+                       name, strlen(name), NAME_LIMIT);
+    *index = (int)out->file_count;
+    out->files[out->file_count++] = (qf_layout_file){.name = name};
+    return QF_OK;
+}
+
+/* ---- placing payloads ---- */
+
+static qf_status add_literal(layouter *l, int file, uint64_t offset, const void *data, size_t n)
+{
+    qf_layout *out = l->out;
+    if (!n)
+        return QF_OK;
+    if (!qf_grow((void **)&out->literals, &out->literal_cap, out->literal_count + 1,
+                 sizeof *out->literals))
+        return qf_fail_memory(l->err);
+    out->literals[out->literal_count++] = (qf_literal){file, offset, data, n};
+    return QF_OK;
+}
+
+/* The copy of payload `index`; shared by the targets if both take it in the same form. */
+static qf_copy *copy_for(layouter *l, size_t index, const qf_copy *wanted)
+{
+    qf_layout *out = l->out;
+    if (index >= out->copy_of_count) {
+        size_t count = l->payloads->count;
+        size_t *grown = realloc(out->copy_of, count * sizeof *grown);
+        if (!grown)
+            return NULL;
+        memset(grown + out->copy_of_count, 0, (count - out->copy_of_count) * sizeof *grown);
+        out->copy_of = grown;
+        out->copy_of_count = count;
+    }
+    size_t known = out->copy_of[index];
+    if (known && out->copies[known - 1].decode == wanted->decode &&
+        !out->copies[known - 1].out[l->request->target].placed)
+        return &out->copies[known - 1];
+    if (!qf_grow((void **)&out->copies, &out->copy_cap, out->copy_count + 1, sizeof *out->copies))
+        return NULL;
+    out->copies[out->copy_count] = *wanted;
+    out->copy_of[index] = ++out->copy_count;
+    return &out->copies[out->copy_count - 1];
+}
+
+static bool is_varint_field(int field)
+{
+    return field == QF_FIELD_INT32_DATA || field == QF_FIELD_INT64_DATA ||
+           field == QF_FIELD_UINT64_DATA;
+}
+
+/* Puts payload `index` of `tensor` at `offset` of `file`; `raw`: as plain elements. */
+static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t index, int file,
+                       uint64_t offset, bool raw)
+{
+    const qf_payload *p = &l->payloads->items[index];
+    qf_target t = l->request->target;
+    if (p->kind == QF_PAYLOAD_BYTES)
+        return add_literal(l, file, offset, p->bytes, (size_t)p->raw_length);
+    if (p->kind == QF_PAYLOAD_JOB) {
+        p->job->out[t].file = file;
+        p->job->out[t].offset = offset;
+        p->job->out[t].placed = true;
+        return QF_OK;
+    }
+    qf_copy wanted = {.tensor = tensor->name ? tensor->name : "(unnamed)",
+                      .source = p->span,
+                      .data_type = tensor->data_type,
+                      .decode = raw && is_varint_field(p->field)};
+    wanted.length = wanted.decode ? p->raw_length : p->span.length;
+    if (qf_dtype_bits(tensor->data_type) == 4)
+        wanted.data_type = ONNX__TENSOR_PROTO__DATA_TYPE__UINT8; /* a stored int holds a pair */
+    qf_copy *copy = copy_for(l, index, &wanted);
+    if (!copy)
+        return qf_fail_memory(l->err);
+    copy->out[t] = (qf_job_output){.file = file, .offset = offset, .placed = true};
+    return QF_OK;
+}
+
+/* ---- choosing what is external ---- */
+
+static const qf_payload *payload_of(const layouter *l, const Onnx__TensorProto *tensor)
+{
+    return &l->payloads->items[qf_tensor_payload(tensor)];
+}
+
+static qf_status collect(Onnx__TensorProto *tensor, void *user)
+{
+    layouter *l = user;
+    if (qf_tensor_payload(tensor) >= l->payloads->count)
+        return QF_OK;
+    if (!qf_grow((void **)&l->tensors, &l->tensor_cap, l->tensor_count + 1, sizeof tensor))
+        return qf_fail_memory(l->err);
+    l->tensors[l->tensor_count++] = tensor;
+    /* start from all inline */
+    tensor->has_data_location = 0;
+    tensor->n_external_data = 0;
+    return QF_OK;
+}
+
+static bool can_be_external(const layouter *l, const Onnx__TensorProto *tensor)
+{
+    const qf_payload *p = payload_of(l, tensor);
+    return tensor->name && *tensor->name && qf_dtype_bits(tensor->data_type) && p->raw_length;
+}
+
+static bool set_entry(qf_arena *arena, Onnx__StringStringEntryProto **slot, const char *key,
+                      char *value)
+{
+    Onnx__StringStringEntryProto *e = qf_arena_alloc(arena, sizeof *e);
+    if (!e || !value)
+        return false;
+    onnx__string_string_entry_proto__init(e);
+    e->key = qf_arena_strdup(arena, key);
+    e->value = value;
+    *slot = e;
+    return e->key != NULL;
+}
+
+/* Moves a tensor's data into an external file and makes the TensorProto say so. */
+static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
+{
+    qf_arena *arena = l->out->arena;
+    size_t index = qf_tensor_payload(tensor);
+    uint64_t length = l->payloads->items[index].raw_length, offset = 0;
+    int file;
+    if (l->request->layout == QF_LAYOUT_SINGLE) {
+        if (l->single_file < 0) {
+            qf_status status = add_file(l, model_file_name(l, "external"), &l->single_file);
+            if (status != QF_OK)
+                return status;
+        }
+        file = l->single_file;
+        offset = (l->out->files[file].size + PAGE - 1) / PAGE * PAGE;
+    } else {
+        qf_status status = add_file(l, external_file_name(l, tensor->name), &file);
+        if (status != QF_OK)
+            return status;
+    }
+    l->out->files[file].size = offset + length;
+
+    tensor->external_data = qf_arena_array(arena, 3, sizeof *tensor->external_data);
+    if (!tensor->external_data ||
+        !set_entry(arena, &tensor->external_data[0], "location",
+                   qf_arena_strdup(arena, l->out->files[file].name)) ||
+        !set_entry(arena, &tensor->external_data[1], "offset",
+                   qf_arena_printf(arena, "%llu", (unsigned long long)offset)) ||
+        !set_entry(arena, &tensor->external_data[2], "length",
+                   qf_arena_printf(arena, "%llu", (unsigned long long)length)))
+        return qf_fail_memory(l->err);
+    tensor->n_external_data = 3;
+    tensor->has_data_location = 1;
+    tensor->data_location = ONNX__TENSOR_PROTO__DATA_LOCATION__EXTERNAL;
+    qf_status status = place(l, tensor, index, file, offset, true);
+    qf_tensor_clear_payload(tensor);
+    return status;
+}
+
+/* Size of the tensor's field in its graph. */
+static uint64_t field_size(const layouter *l, const Onnx__TensorProto *tensor)
+{
+    uint64_t size = onnx__tensor_proto__get_packed_size(tensor);
+    size_t index = qf_tensor_payload(tensor);
+    if (index < l->payloads->count)
+        size += qf_payload_field_size(&l->payloads->items[index]) - qf_payload_marker_size(index);
+    return qf_len_field_size(5, size);
+}
+
+typedef struct candidate {
+    Onnx__TensorProto *tensor;
+    uint64_t size;
+    size_t order;
+} candidate;
+
+static int larger_first(const void *a, const void *b)
+{
+    const candidate *x = a, *y = b;
+    if (x->size != y->size)
+        return x->size < y->size ? 1 : -1;
+    return x->order > y->order ? 1 : -1;
+}
+
+/* The reference's rule (facts 8): while the model is at or over the limit, its largest tensor. */
+static qf_status externalize_until(layouter *l, qf_spliced *total)
+{
+    candidate *list = malloc((l->tensor_count + 1) * sizeof *list);
+    size_t n = 0;
+    if (!list)
+        return qf_fail_memory(l->err);
+    for (size_t i = 0; i < l->tensor_count; i++) {
+        Onnx__TensorProto *tensor = l->tensors[i];
+        if (qf_tensor_payload(tensor) < l->payloads->count && can_be_external(l, tensor))
+            list[n++] = (candidate){tensor, field_size(l, tensor), i};
+    }
+    qsort(list, n, sizeof *list, larger_first);
+    uint64_t rest = total->size - qf_len_field_size(7, total->graph_size);
+    qf_status status = QF_OK;
+    for (size_t i = 0; status == QF_OK && i < n; i++) {
+        if (rest + qf_len_field_size(7, total->graph_size) < l->request->threshold)
+            break;
+        status = make_external(l, list[i].tensor);
+        total->graph_size -= list[i].size - field_size(l, list[i].tensor);
+    }
+    free(list);
+    return status;
+}
+
+static qf_status choose_external(layouter *l)
+{
+    const qf_layout_request *r = l->request;
+    if (r->external == QF_EXTERNAL_NEVER)
+        return QF_OK;
+    for (size_t i = 0; i < l->tensor_count; i++) {
+        Onnx__TensorProto *tensor = l->tensors[i];
+        const qf_payload *p = payload_of(l, tensor);
+        bool chosen = p->was_external ||
+                      (r->external == QF_EXTERNAL_ALWAYS && p->raw_length >= ALWAYS_MIN);
+        if (chosen && can_be_external(l, tensor)) {
+            qf_status status = make_external(l, tensor);
+            if (status != QF_OK)
+                return status;
+        }
+    }
+    qf_spliced measured;
+    qf_status status = qf_splice_measure(l->model, l->payloads, &measured, l->err);
+    if (status == QF_OK)
+        status = externalize_until(l, &measured);
+    qf_spliced_release(&measured);
+    return status;
+}
+
+/* ---- the .onnx ---- */
+
+/* Takes the literal bytes over from `spliced`. */
+static qf_status lay_out_graph(layouter *l, qf_spliced *spliced, int file)
+{
+    qf_layout *out = l->out;
+    if (!qf_grow((void **)&out->buffers, &out->buffer_cap, out->buffer_count + 1,
+                 sizeof *out->buffers))
+        return qf_fail_memory(l->err);
+    unsigned char *literals = spliced->literals;
+    spliced->literals = NULL;
+    out->buffers[out->buffer_count++] = literals;
+    out->files[file].size = spliced->size;
+    qf_status status = QF_OK;
+    uint64_t offset = 0;
+    size_t used = 0;
+    for (size_t i = 0; status == QF_OK && i < spliced->hole_count; i++) {
+        const qf_hole *hole = &spliced->holes[i];
+        status = add_literal(l, file, offset, literals + used, hole->literal_before);
+        offset += hole->literal_before;
+        used += hole->literal_before;
+        if (status == QF_OK)
+            status = place(l, &(Onnx__TensorProto){.name = (char *)"(inline)",
+                                                   .data_type = hole->data_type},
+                           hole->payload, file, offset, false);
+        offset += hole->length;
+    }
+    if (status == QF_OK)
+        status = add_literal(l, file, offset, literals + used, spliced->literal_length - used);
+    return status;
+}
+
+qf_status qf_layout_add(qf_layout *layout, Onnx__ModelProto *model, const qf_payloads *payloads,
+                        const qf_layout_request *request, qf_error *err)
+{
+    layouter l = {.out = layout,
+                  .model = model,
+                  .payloads = payloads,
+                  .request = request,
+                  .single_file = -1,
+                  .err = err};
+    int file;
+    qf_spliced spliced = {0};
+    qf_status status = qf_model_each_tensor(model, collect, &l);
+    if (status == QF_OK)
+        status = choose_external(&l);
+    if (status == QF_OK)
+        status = qf_splice(model, payloads, &spliced, err);
+    if (status == QF_OK)
+        status = add_file(&l, model_file_name(&l, "onnx"), &file);
+    if (status == QF_OK)
+        status = lay_out_graph(&l, &spliced, file);
+    qf_spliced_release(&spliced);
+    free(l.tensors);
+    return status;
+}
+
+qf_status qf_layout_add_verbatim(qf_layout *layout, const qf_file *source,
+                                 const qf_layout_request *request, qf_error *err)
+{
+    layouter l = {.out = layout, .request = request, .single_file = -1, .err = err};
+    int file;
+    qf_status status = add_file(&l, model_file_name(&l, "onnx"), &file);
+    if (status != QF_OK)
+        return status;
+    layout->files[file].size = source->size;
+    if (!qf_grow((void **)&layout->copies, &layout->copy_cap, layout->copy_count + 1,
+                 sizeof *layout->copies))
+        return qf_fail_memory(err);
+    qf_copy *copy = &layout->copies[layout->copy_count++];
+    *copy = (qf_copy){.tensor = "(model)",
+                      .source = {source->data, source->size, QF_FIELD_RAW_DATA, 0, 0},
+                      .data_type = ONNX__TENSOR_PROTO__DATA_TYPE__UINT8,
+                      .length = source->size};
+    copy->out[request->target] = (qf_job_output){.file = file, .placed = true};
+    return QF_OK;
+}
+
+void qf_layout_release(qf_layout *layout)
+{
+    for (size_t i = 0; i < layout->buffer_count; i++)
+        free(layout->buffers[i]);
+    free(layout->buffers);
+    free(layout->files);
+    free(layout->literals);
+    free(layout->copies);
+    free(layout->copy_of);
+    qf_strmap_release(&layout->names);
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* An opened model: the mapped files, the skeleton, the payload table of the source. */
+#ifndef QF_ONNX_MODEL_H
+#define QF_ONNX_MODEL_H
+
+#include "base/file.h"
+#include "onnx/payload.h"
+
+struct qf_model {
+    char *folder;        /* real path of the folder that external locations are relative to */
+    qf_file *files;      /* [0] is the .onnx, the others hold external data */
+    size_t file_count, file_cap;
+    qf_payloads payloads;
+    unsigned char *skeleton; /* serialized ModelProto, external tensors with payloads as well */
+    size_t skeleton_length;
+    qf_arena arena;
+    Onnx__ModelProto *proto; /* the skeleton unpacked; not to be modified */
+    struct qf_layer_scan *layers; /* made on demand by quant/inspect.c */
+};
+
+/* Unpacks a skeleton into `arena`. */
+qf_status qf_skeleton_unpack(const unsigned char *skeleton, size_t length, const char *path,
+                             qf_arena *arena, Onnx__ModelProto **out, qf_error *err);
+/* Packs a model; *out is malloc'ed. */
+qf_status qf_skeleton_pack(const Onnx__ModelProto *model, unsigned char **out, size_t *length,
+                           qf_error *err);
+
+/* Calls `visit` for each TensorProto in the model, wherever it is. Stops at the first status that
+ * is not QF_OK and returns it. */
+typedef qf_status (*qf_tensor_visitor)(Onnx__TensorProto *tensor, void *user);
+qf_status qf_model_each_tensor(Onnx__ModelProto *model, qf_tensor_visitor visit, void *user);
+
+#endif

@@ -1,0 +1,494 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quant/config.h"
+
+#include <cjson/cJSON.h>
+#include <float.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+#include "base/file.h"
+#include "base/strmap.h"
+#include "quant/text_token.h"
+
+/* cJSON makes an object of about 80 bytes of each value, even of one that takes two bytes of text;
+ * this many are far more than any model has layers for. */
+enum { MAX_VALUES = 4 * 1000 * 1000 };
+
+struct qf_config {
+    char *path;
+    dev_t device;
+    ino_t inode;
+    qf_arena arena; /* holds the names */
+    qf_config_layer *layers;
+    size_t layer_count, layer_cap;
+    bool force_fp16;
+};
+
+/* What a check needs to know and to say. */
+typedef struct checker {
+    qf_config *config;
+    qf_diagnostics *findings;
+    const char *layer; /* "" at the top level */
+    bool out_of_memory;
+} checker;
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+#define REPORT(c, severity, ...) \
+    qf_diag_add((c)->findings, severity, \
+                (qf_where){.file = (c)->config->path, .item = (c)->layer}, __VA_ARGS__)
+
+typedef struct shown {
+    char text[80];
+} shown;
+
+/* A value as JSON text, if it is short. */
+static shown show(const cJSON *value)
+{
+    shown s;
+    /* the cJSON manual asks for 5 bytes more than the text needs */
+    if (!cJSON_PrintPreallocated((cJSON *)(uintptr_t)value, s.text, sizeof s.text, false))
+        strcpy(s.text, cJSON_IsString(value)   ? "a long string"
+                       : cJSON_IsObject(value) ? "an object"
+                                               : "a long value");
+    return s;
+}
+
+/* ---- The text ----------------------------------------------------------------------------- */
+
+static void report_at(checker *c, const char *text, size_t offset, const char *what)
+{
+    qf_where where = {.file = c->config->path};
+    qf_text_place(text, offset, &where.line, &where.column);
+    qf_diag_add(c->findings, QF_ERROR, where, "%s", what);
+}
+
+/* Offset of \u0000, which cJSON would take for the end of its string; `length` if there is none. */
+static size_t find_nul_escape(const char *text, size_t length)
+{
+    for (size_t i = 0; i + 6 <= length; i++) {
+        if (text[i] != '\\')
+            continue;
+        if (memcmp(text + i, "\\u0000", 6) == 0)
+            return i;
+        i++; /* the escaped character, which may be another backslash */
+    }
+    return length;
+}
+
+static bool text_ok(checker *c, const char *text, size_t length)
+{
+    size_t good = qf_utf8_prefix(text, length), values = 0;
+    if (good < length) {
+        report_at(c, text, good,
+                  text[good] ? "a byte that is not valid UTF-8" : "a NUL byte; this is no JSON");
+        return false;
+    }
+    size_t nul = find_nul_escape(text, length);
+    if (nul < length) {
+        report_at(c, text, nul, "a string holds the character NUL");
+        return false;
+    }
+    for (size_t i = 0; i < length; i++)
+        values += text[i] == ',' || text[i] == '[' || text[i] == '{';
+    if (values > MAX_VALUES) {
+        REPORT(c, QF_ERROR, "the configuration has %zu values; at most %d are accepted", values,
+               MAX_VALUES);
+        return false;
+    }
+    return true;
+}
+
+/* NULL after reporting why. */
+static cJSON *parse_json(checker *c, const char *text, size_t length)
+{
+    if (!text_ok(c, text, length))
+        return NULL;
+    if (strspn(text, " \t\r\n") == length) {
+        REPORT(c, QF_ERROR, "the configuration is empty; it must hold a JSON object");
+        return NULL;
+    }
+    const char *end = text;
+    /* the NUL belongs to the text: with it, anything behind the object is an error */
+    cJSON *root = cJSON_ParseWithLengthOpts(text, length + 1, &end, true);
+    if (!root) {
+        report_at(c, text, (size_t)(end - text),
+                  "JSON syntax error here or just before: look for a missing or extra comma, "
+                  "quote or bracket (more than 1000 levels are not accepted either)");
+        return NULL;
+    }
+    if (!cJSON_IsObject(root)) {
+        REPORT(c, QF_ERROR, "the configuration must be a JSON object, not %s", show(root).text);
+        cJSON_Delete(root);
+        return NULL;
+    }
+    return root;
+}
+
+/* Reports keys that an object holds twice, at any depth. cJSON has limited the depth. `where` is
+ * the key of the object itself, NULL at the top. */
+static void check_duplicates(checker *c, const cJSON *value, const char *where)
+{
+    qf_strmap seen = {0};
+    for (const cJSON *child = value->child; child; child = child->next) {
+        const char *outer = c->layer;
+        if (!where)
+            c->layer = child->string;
+        if (cJSON_IsObject(value)) {
+            bool again = qf_strmap_get(&seen, child->string) != NULL;
+            if (again)
+                REPORT(c, QF_ERROR, "key \"%s\" appears twice in %s%s%s; delete one", child->string,
+                       where ? "\"" : "", where ? where : "the configuration", where ? "\"" : "");
+            else if (!qf_strmap_set(&seen, child->string, (void *)(uintptr_t)child))
+                c->out_of_memory = true;
+        }
+        if (child->child)
+            check_duplicates(c, child, child->string ? child->string : where);
+        c->layer = outer;
+    }
+    qf_strmap_release(&seen);
+}
+
+/* ---- Values ------------------------------------------------------------------------------- */
+
+/* The choice of a string value among `count` words; -1 after reporting that it is none. */
+static int check_word(checker *c, const cJSON *value, const char *const *words, size_t count)
+{
+    char allowed[128] = "";
+    for (size_t i = 0; i < count; i++) {
+        if (cJSON_IsString(value) && strcmp(value->valuestring, words[i]) == 0)
+            return (int)i;
+        if (i)
+            strcat(allowed, i + 1 < count ? ", " : " or ");
+        strcat(allowed, words[i]);
+    }
+    REPORT(c, QF_ERROR, "%s must be %s, not %s", value->string, allowed, show(value).text);
+    return -1;
+}
+
+static qf_choice check_bool(checker *c, const cJSON *value)
+{
+    if (!cJSON_IsBool(value)) {
+        REPORT(c, QF_ERROR, "%s must be true or false, not %s", value->string, show(value).text);
+        return QF_UNSET;
+    }
+    return cJSON_IsTrue(value) ? QF_YES : QF_NO;
+}
+
+/* An integer as Python sees one, where true is 1 and false is 0. */
+static bool as_integer(const cJSON *value, double *out)
+{
+    if (cJSON_IsBool(value))
+        *out = cJSON_IsTrue(value);
+    else if (cJSON_IsNumber(value))
+        *out = value->valuedouble;
+    else
+        return false;
+    return *out >= -9007199254740992.0 && *out <= 9007199254740992.0 &&
+           (double)(int64_t)*out == *out;
+}
+
+static void check_version(checker *c, const cJSON *value)
+{
+    double number;
+    if (!as_integer(value, &number) || number < 1 || number > 1)
+        REPORT(c, QF_ERROR, "version must be 1, not %s", show(value).text);
+}
+
+static void check_batch_num(checker *c, const cJSON *value)
+{
+    double number;
+    if (!as_integer(value, &number) || number < 1)
+        REPORT(c, QF_ERROR, "batch_num must be an integer above 0, not %s", show(value).text);
+}
+
+static void check_clip(checker *c, const cJSON *value, bool positive)
+{
+    double number = cJSON_IsNumber(value) ? value->valuedouble : 0;
+    if (positive ? number > 0 && number <= DBL_MAX : number < 0 && number >= -DBL_MAX)
+        return;
+    REPORT(c, QF_ERROR, "%s must be a number %s 0, not %s", value->string,
+           positive ? "above" : "below", show(value).text);
+}
+
+static void report_unknown(checker *c, qf_severity severity, const char *key, const char *place,
+                           const char *const *known, size_t count)
+{
+    const char *near = qf_suggest(key, known, count);
+    const char *effect = severity == QF_WARNING ? " and is ignored" : "";
+    if (near)
+        REPORT(c, severity, "\"%s\" is not a key of %s%s; did you mean \"%s\"?", key, place, effect,
+               near);
+    else
+        REPORT(c, severity, "\"%s\" is not a key of %s%s", key, place, effect);
+}
+
+/* ---- Layers ------------------------------------------------------------------------------- */
+
+static const char *const types[] = {"INT4", "INT8", "INT16"};
+static const int type_bits[] = {4, 8, 16};
+
+static int check_type(checker *c, const cJSON *value)
+{
+    int i = check_word(c, value, types, COUNT(types));
+    return i < 0 ? 0 : type_bits[i];
+}
+
+static bool is_key(const cJSON *value, const char *key)
+{
+    return strcmp(value->string, key) == 0;
+}
+
+static bool check_object(checker *c, const cJSON *value)
+{
+    if (cJSON_IsObject(value))
+        return true;
+    REPORT(c, QF_ERROR, "%s must be an object, not %s", value->string, show(value).text);
+    return false;
+}
+
+/* Returns the bits, 0 if they are wrong. */
+static int check_data(checker *c, const cJSON *data)
+{
+    static const char *const keys[] = {"algo", "clip_max", "clip_min", "fixed_min", "dst_type"};
+    static const char *const algos[] = {"ulq_quantize"};
+    const cJSON *max = NULL, *min = NULL;
+    int bits = 8;
+    if (!check_object(c, data))
+        return 0;
+    for (const cJSON *value = data->child; value; value = value->next) {
+        if (is_key(value, "algo"))
+            check_word(c, value, algos, COUNT(algos));
+        else if (is_key(value, "clip_max"))
+            check_clip(c, max = value, true);
+        else if (is_key(value, "clip_min"))
+            check_clip(c, min = value, false);
+        else if (is_key(value, "fixed_min"))
+            check_bool(c, value);
+        else if (is_key(value, "dst_type"))
+            bits = check_type(c, value);
+        else
+            report_unknown(c, QF_ERROR, value->string, data->string, keys, COUNT(keys));
+    }
+    if (!max != !min)
+        REPORT(c, QF_ERROR, "clip_max and clip_min must be given together; %s is missing",
+               max ? "clip_min" : "clip_max");
+    return bits;
+}
+
+static int check_weight(checker *c, const cJSON *weight, qf_choice *channel_wise)
+{
+    static const char *const keys[] = {"algo", "channel_wise", "dst_type"};
+    static const char *const algos[] = {"arq_retrain", "ulq_retrain"};
+    int bits = 8;
+    if (!check_object(c, weight))
+        return 0;
+    for (const cJSON *value = weight->child; value; value = value->next) {
+        if (is_key(value, "algo"))
+            check_word(c, value, algos, COUNT(algos));
+        else if (is_key(value, "channel_wise"))
+            *channel_wise = check_bool(c, value);
+        else if (is_key(value, "dst_type"))
+            bits = check_type(c, value);
+        else
+            report_unknown(c, QF_ERROR, value->string, weight->string, keys, COUNT(keys));
+    }
+    return bits;
+}
+
+/* The pairs of types that the reference knows. Wrong bits are 0 and have been reported already. */
+static void check_combination(checker *c, const qf_config_layer *layer)
+{
+    int act = layer->act_bits, wts = layer->wts_bits;
+    bool known = (act == 4 && wts == 4) || (act == 8 && wts == 8) || (act == 16 && wts == 8) ||
+                 (act == 8 && wts == 4);
+    if (act && wts && !known)
+        REPORT(c, QF_ERROR,
+               "dst_type INT%d of retrain_data_config does not go with INT%d of "
+               "retrain_weight_config; allowed are A4W4, A8W4, A8W8 and A16W8",
+               act, wts);
+    if (layer->enabled && wts == 4 && strstr(layer->name, "AvgPool"))
+        REPORT(c, QF_ERROR,
+               "dst_type of retrain_weight_config must not be INT4 in a layer with "
+               "\"AvgPool\" in its name; use INT8");
+}
+
+static void check_layer(checker *c, const cJSON *object)
+{
+    static const char *const keys[] = {"retrain_enable", "retrain_data_config",
+                                       "retrain_weight_config"};
+    qf_config *config = c->config;
+    qf_config_layer layer = {.enabled = true, .act_bits = 8, .wts_bits = 8};
+    layer.name = qf_arena_strdup(&config->arena, object->string);
+    if (!layer.name || !qf_grow((void **)&config->layers, &config->layer_cap,
+                                config->layer_count + 1, sizeof layer)) {
+        c->out_of_memory = true;
+        return;
+    }
+    c->layer = layer.name;
+    for (const cJSON *value = object->child; value; value = value->next) {
+        if (is_key(value, "retrain_enable"))
+            layer.enabled = check_bool(c, value) != QF_NO;
+        else if (is_key(value, "retrain_data_config"))
+            layer.act_bits = check_data(c, value);
+        else if (is_key(value, "retrain_weight_config"))
+            layer.wts_bits = check_weight(c, value, &layer.channel_wise);
+        else if (is_key(value, "regular_prune_enable") || is_key(value, "regular_prune_config"))
+            REPORT(c, QF_ERROR, "%s is not allowed: pruning is not part of a QAT configuration",
+                   value->string);
+        else
+            report_unknown(c, QF_WARNING, value->string, "a layer", keys, COUNT(keys));
+    }
+    check_combination(c, &layer);
+    config->layers[config->layer_count++] = layer;
+    c->layer = "";
+}
+
+/* ---- The whole ---------------------------------------------------------------------------- */
+
+static void check_mode(checker *c, const cJSON *value)
+{
+    static const char *const modes[] = {"DEFAULT", "FORCE_FP16_QUANT"};
+    c->config->force_fp16 = check_word(c, value, modes, COUNT(modes)) == 1;
+}
+
+static void check_stray(checker *c, const cJSON *value)
+{
+    static const char *const keys[] = {"version", "batch_num", "fakequant_precision_mode"};
+    const char *near = qf_suggest(value->string, keys, COUNT(keys));
+    c->layer = value->string;
+    if (near)
+        REPORT(c, QF_ERROR,
+               "is not a known key, and the value of a layer must be an object, not %s; did you "
+               "mean \"%s\"?",
+               show(value).text, near);
+    else
+        REPORT(c, QF_ERROR,
+               "is not a known key, and the value of a layer must be an object, not "
+               "%s",
+               show(value).text);
+    c->layer = "";
+}
+
+static void check_root(checker *c, const cJSON *root)
+{
+    bool version = false, batch_num = false;
+    for (const cJSON *value = root->child; value; value = value->next) {
+        if (is_key(value, "version")) {
+            version = true;
+            check_version(c, value);
+        } else if (is_key(value, "batch_num")) {
+            batch_num = true;
+            check_batch_num(c, value);
+        } else if (is_key(value, "fakequant_precision_mode")) {
+            check_mode(c, value);
+        } else if (cJSON_IsObject(value)) {
+            check_layer(c, value);
+        } else {
+            check_stray(c, value);
+        }
+    }
+    if (!version)
+        REPORT(c, QF_ERROR, "version is missing; write \"version\": 1");
+    if (!batch_num)
+        REPORT(c, QF_ERROR, "batch_num is missing; write \"batch_num\": 1");
+    bool enabled = false;
+    for (size_t i = 0; i < c->config->layer_count; i++)
+        enabled = enabled || c->config->layers[i].enabled;
+    if (!enabled)
+        REPORT(c, QF_ERROR, "no layer has retrain_enable true; there is nothing to quantize");
+}
+
+static void forward(const qf_diagnostics *from, qf_diagnostics *to)
+{
+    for (size_t i = 0; i < qf_diagnostics_count(from); i++) {
+        qf_diagnostic d = qf_diagnostics_at(from, i);
+        qf_where where = {.file = d.file, .item = d.item, .line = d.line, .column = d.column};
+        qf_diag_add(to, d.severity, where, "%s", d.message);
+    }
+}
+
+/* Findings go into a list of our own first: the caller's may be NULL, or hold errors of others. */
+static qf_status check_text(qf_config *config, const char *text, size_t length,
+                            qf_diagnostics *diagnostics, qf_error *err)
+{
+    checker c = {.config = config, .findings = qf_diagnostics_create(), .layer = ""};
+    if (!c.findings)
+        return qf_fail_memory(err);
+    cJSON *root = parse_json(&c, text, length);
+    if (root) {
+        check_duplicates(&c, root, NULL);
+        check_root(&c, root);
+        cJSON_Delete(root);
+    }
+    qf_status status = c.out_of_memory ? qf_fail_memory(err) : qf_diag_status(c.findings, err);
+    forward(c.findings, diagnostics);
+    qf_diagnostics_free(c.findings);
+    return status;
+}
+
+qf_status qf_config_open(const char *path, qf_config **out, qf_diagnostics *diagnostics,
+                         qf_error *err)
+{
+    if (!path || !out)
+        return qf_fail(err, QF_ERR_USAGE,
+                       "qf_config_open needs a path and a place for the "
+                       "configuration");
+    qf_config *config = calloc(1, sizeof *config);
+    if (!config)
+        return qf_fail_memory(err);
+    qf_arena_init(&config->arena);
+    config->path = strdup(path);
+    char *text = NULL;
+    size_t length = 0;
+    qf_status status = config->path
+                           ? qf_file_read_text(path, "config file", QF_CONFIG_MAX_BYTES, &text,
+                                               &length, &config->device, &config->inode, err)
+                           : qf_fail_memory(err);
+    if (status == QF_OK)
+        status = check_text(config, text, length, diagnostics, err);
+    free(text);
+    if (status != QF_OK) {
+        qf_config_close(config);
+        return status;
+    }
+    *out = config;
+    return QF_OK;
+}
+
+void qf_config_close(qf_config *config)
+{
+    if (!config)
+        return;
+    qf_arena_release(&config->arena);
+    free(config->layers);
+    free(config->path);
+    free(config);
+}
+
+size_t qf_config_layer_count(const qf_config *config)
+{
+    return config->layer_count;
+}
+
+const qf_config_layer *qf_config_layer_at(const qf_config *config, size_t index)
+{
+    return &config->layers[index];
+}
+
+bool qf_config_force_fp16(const qf_config *config)
+{
+    return config->force_fp16;
+}
+
+const char *qf_config_path(const qf_config *config)
+{
+    return config->path;
+}
+
+void qf_config_identity(const qf_config *config, dev_t *device, ino_t *inode)
+{
+    *device = config->device;
+    *inode = config->inode;
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a model holds, for `quantfold inspect`. */
+#include "quant/inspect.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "passes/passes.h"
+
+struct qf_layer_scan {
+    qf_arena arena;
+    qf_layer_candidate *items;
+    size_t count;
+};
+
+void qf_layer_scan_free(qf_layer_scan *scan)
+{
+    if (!scan)
+        return;
+    qf_arena_release(&scan->arena);
+    free(scan);
+}
+
+static qf_layer_candidate describe(qf_arena *arena, const qf_node *node, unsigned flags)
+{
+    qf_probe probe;
+    qf_layer_probe(node, flags, &probe);
+    const Onnx__TensorProto *w = probe.weight;
+    const qf_value *source = qf_value_source(probe.weight_value);
+    qf_layer_candidate c = {.name = qf_arena_strdup(arena, node->name),
+                            .op_type = qf_op_name(probe.op),
+                            .weight = w && source ? qf_arena_strdup(arena, source->name) : "",
+                            .dtype = w ? qf_dtype_name(w->data_type) : "",
+                            .channels = probe.channels,
+                            .quantizable = probe.quantizable,
+                            .reason = qf_arena_strdup(arena, probe.reason)};
+    c.rank = w ? (w->n_dims < 8 ? w->n_dims : 8) : 0;
+    if (c.rank)
+        memcpy(c.dims, w->dims, c.rank * sizeof *c.dims);
+    return c;
+}
+
+static void collect(qf_layer_scan *scan, const qf_plan *plan, const qf_ir *ir)
+{
+    scan->items = qf_arena_array(&scan->arena, ir->node_count, sizeof *scan->items);
+    for (size_t i = 0; scan->items && i < ir->node_count; i++) {
+        const qf_node *node = ir->by_id[i];
+        if (!node || qf_op_of(node) == QF_OP_NONE)
+            continue;
+        qf_layer_candidate c = describe(&scan->arena, node, qf_plan_flags(plan, node->name));
+        if (c.name && c.weight && c.reason)
+            scan->items[scan->count++] = c;
+    }
+}
+
+static qf_layer_scan *scan_layers(qf_model *model)
+{
+    qf_layer_scan *scan = calloc(1, sizeof *scan);
+    qf_plan plan = {.model = model}; /* carries the flags that markers give */
+    qf_arena arena;
+    qf_ir ir;
+    Onnx__ModelProto *proto;
+    const char *path = model->files[0].path;
+    if (!scan)
+        return NULL;
+    qf_arena_init(&scan->arena);
+    qf_arena_init(&arena);
+    qf_arena_init(&plan.arena);
+    if (qf_skeleton_unpack(model->skeleton, model->skeleton_length, path, &arena, &proto, NULL) ==
+            QF_OK &&
+        qf_ir_build(&arena, proto, path, &ir, NULL) == QF_OK) {
+        if (qf_pass_remove_quant_identity(&plan, &ir, NULL) == QF_OK)
+            collect(scan, &plan, &ir);
+        qf_ir_release(&ir);
+    }
+    qf_strmap_release(&plan.node_flags);
+    qf_arena_release(&plan.arena);
+    qf_arena_release(&arena);
+    return scan;
+}
+
+static const qf_layer_scan *layers(const qf_model *model)
+{
+    if (!model->layers)
+        ((qf_model *)model)->layers = scan_layers((qf_model *)model);
+    return model->layers;
+}
+
+size_t qf_model_layer_count(const qf_model *model)
+{
+    const qf_layer_scan *scan = layers(model);
+    return scan ? scan->count : 0;
+}
+
+qf_layer_candidate qf_model_layer(const qf_model *model, size_t index)
+{
+    return layers(model)->items[index];
+}
+
+static void count_graph(const Onnx__GraphProto *graph, qf_model_info *info)
+{
+    info->graph_count++;
+    info->node_count += graph->n_node;
+    for (size_t i = 0; i < graph->n_node; i++) {
+        for (size_t j = 0; j < graph->node[i]->n_attribute; j++) {
+            const Onnx__AttributeProto *a = graph->node[i]->attribute[j];
+            if (a->g)
+                count_graph(a->g, info);
+            for (size_t k = 0; k < a->n_graphs; k++)
+                count_graph(a->graphs[k], info);
+        }
+    }
+}
+
+static const char *or_empty(const char *text)
+{
+    return text ? text : "";
+}
+
+qf_model_info qf_model_describe(const qf_model *model)
+{
+    const Onnx__ModelProto *p = model->proto;
+    qf_model_info info = {.ir_version = p->ir_version,
+                          .producer_name = or_empty(p->producer_name),
+                          .producer_version = or_empty(p->producer_version),
+                          .graph_name = or_empty(p->graph->name),
+                          .file_bytes = model->files[0].size,
+                          .tensor_count = model->payloads.count};
+    for (size_t i = 0; i < p->n_opset_import; i++) {
+        const char *domain = or_empty(p->opset_import[i]->domain);
+        if (!*domain || strcmp(domain, "ai.onnx") == 0)
+            info.opset = p->opset_import[i]->version;
+    }
+    for (size_t i = 0; i < model->payloads.count; i++) {
+        info.tensor_bytes += model->payloads.items[i].span.length;
+        info.external_count += model->payloads.items[i].was_external;
+    }
+    count_graph(p->graph, &info);
+    return info;
+}

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "quant/plan.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "exec/stage.h"
+#include "passes/passes.h"
+
+/* ---- shared by the steps ---- */
+
+void qf_plan_report(qf_plan *plan, qf_severity severity, size_t record, const char *item,
+                    const char *format, ...)
+{
+    char message[900];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    qf_where where = {.file = qf_record_path(plan->record), .item = item};
+    if (record != SIZE_MAX) {
+        where.line = qf_record_line(plan->record, record);
+        where.column = 1;
+    }
+    qf_diag_add(plan->diag, severity, where, "%s", message);
+}
+
+unsigned qf_plan_flags(const qf_plan *plan, const char *node)
+{
+    return (unsigned)(uintptr_t)qf_strmap_get(&plan->node_flags, node);
+}
+
+size_t qf_plan_add_bytes(qf_plan *plan, int field, const void *bytes, uint64_t length,
+                         bool was_external)
+{
+    return qf_payloads_add(&plan->payloads, (qf_payload){.kind = QF_PAYLOAD_BYTES,
+                                                         .field = field,
+                                                         .bytes = bytes,
+                                                         .raw_length = length,
+                                                         .was_external = was_external});
+}
+
+/* ---- steps on linked graphs ---- */
+
+static qf_status plan_on_graph(qf_plan *plan, const qf_config *config, qf_error *err)
+{
+    qf_arena arena;
+    qf_ir ir;
+    Onnx__ModelProto *model;
+    const char *path = plan->model->files[0].path;
+    qf_arena_init(&arena);
+    qf_status status =
+        qf_skeleton_unpack(plan->skeleton, plan->skeleton_length, path, &arena, &model, err);
+    if (status == QF_OK)
+        status = qf_ir_build(&arena, model, path, &ir, err);
+    if (status == QF_OK) {
+        status = qf_plan_layers(plan, &ir, err);
+        if (status == QF_OK && config)
+            qf_plan_consistency(plan, config, &ir);
+        qf_ir_release(&ir);
+    }
+    qf_arena_release(&arena);
+    return status;
+}
+
+static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_error *err)
+{
+    qf_arena arena;
+    qf_ir ir;
+    Onnx__ModelProto *model;
+    const char *path = plan->model->files[0].path;
+    qf_layout_request request = {target, plan->prefix, plan->options.external,
+                                 plan->options.external_threshold, plan->options.external_layout};
+    qf_arena_init(&arena);
+    qf_status status =
+        qf_skeleton_unpack(plan->skeleton, plan->skeleton_length, path, &arena, &model, err);
+    if (status == QF_OK)
+        status = qf_ir_build(&arena, model, path, &ir, err);
+    if (status == QF_OK) {
+        status = qf_passes_run(plan, &ir, target, err);
+        if (status == QF_OK)
+            status = qf_ir_finish(&ir, path, err);
+        if (status == QF_OK)
+            status = qf_layout_add(&plan->layout, model, &plan->payloads, &request, err);
+        qf_ir_release(&ir);
+    }
+    qf_arena_release(&arena);
+    return status;
+}
+
+static bool wants(const qf_plan *plan, qf_target target)
+{
+    qf_emit emit = plan->options.emit;
+    return emit == QF_EMIT_BOTH || (emit == QF_EMIT_DEPLOY) == (target == QF_DEPLOY);
+}
+
+/* A model in which nothing is to change is copied byte for byte, if it is one file. */
+static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
+{
+    const qf_export_options *o = &plan->options;
+    bool renamed = io && (io->input_name_count || io->output_name_count || io->dynamic_axis_count);
+    return !plan->layer_count && !renamed && plan->model->file_count == 1 &&
+           o->external != QF_EXTERNAL_ALWAYS &&
+           (o->external == QF_EXTERNAL_NEVER ||
+            plan->model->files[0].size < o->external_threshold);
+}
+
+static qf_status lay_out(qf_plan *plan, const qf_io_spec *io, qf_error *err)
+{
+    qf_status status = QF_OK;
+    for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
+        qf_layout_request request = {.target = (qf_target)t, .prefix = plan->prefix};
+        if (!wants(plan, (qf_target)t))
+            continue;
+        status = is_verbatim(plan, io)
+                     ? qf_layout_add_verbatim(&plan->layout, &plan->model->files[0], &request, err)
+                     : lay_out_target(plan, (qf_target)t, err);
+    }
+    return status;
+}
+
+/* ---- the target folder ---- */
+
+static bool is_input(const qf_plan *plan, const qf_config *config, const struct stat *st)
+{
+    dev_t device;
+    ino_t inode;
+    for (size_t i = 0; i < plan->model->file_count; i++) {
+        const qf_file *f = &plan->model->files[i];
+        if (f->device == st->st_dev && f->inode == st->st_ino)
+            return true;
+    }
+    if (qf_record_identity(plan->record, &device, &inode) && device == st->st_dev &&
+        inode == st->st_ino)
+        return true;
+    if (!config)
+        return false;
+    qf_config_identity(config, &device, &inode);
+    return device == st->st_dev && inode == st->st_ino;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *err)
+{
+    const qf_layout *layout = &plan->layout;
+    bool had_model = false;
+    plan->outputs = qf_arena_array(&plan->arena, layout->file_count, sizeof *plan->outputs);
+    if (!plan->outputs)
+        return qf_fail_memory(err);
+    for (size_t i = layout->file_count; i-- > 0;) { /* each model before its external files */
+        qf_output_file *out = &plan->outputs[i];
+        struct stat st;
+        char *path = qf_arena_printf(&plan->arena, "%s%s%s", plan->folder,
+                                     ends_with(plan->folder, "/") ? "" : "/", layout->files[i].name);
+        if (!path)
+            return qf_fail_memory(err);
+        *out = (qf_output_file){path, layout->files[i].size, stat(path, &st) == 0};
+        plan->bytes_out += out->bytes;
+        bool model = ends_with(path, ".onnx");
+        if (model)
+            had_model = out->exists;
+        if (!out->exists)
+            continue;
+        if (!S_ISREG(st.st_mode))
+            qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = path},
+                        "the output cannot be written: something that is not a regular file has "
+                        "its name");
+        else if (is_input(plan, config, &st))
+            qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = path},
+                        "the output is one of the inputs; choose another save path");
+        else if (model)
+            qf_diag_add(plan->diag, QF_WARNING, (qf_where){.file = path},
+                        "the file already exists and will be overwritten");
+        else if (!had_model)
+            qf_diag_add(plan->diag, QF_WARNING, (qf_where){.file = path},
+                        "this external file exists, but not the model it would belong to; another "
+                        "model in the folder may use it (--external-layout single gives each "
+                        "model a file of its own)");
+    }
+    return QF_OK;
+}
+
+static void check_space(qf_plan *plan)
+{
+    uint64_t available = qf_free_space(plan->folder);
+    if (plan->bytes_out > available)
+        qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = plan->folder},
+                    "not enough space: the output needs %llu bytes, %llu are free",
+                    (unsigned long long)plan->bytes_out, (unsigned long long)available);
+}
+
+/* ---- creating ---- */
+
+static qf_status check_options(const qf_export_options *o, qf_error *err)
+{
+    if (!o || o->struct_size != sizeof *o)
+        return qf_fail(err, QF_ERR_USAGE,
+                       "export options must be initialised with qf_export_options_init");
+    if (!o->save_path)
+        return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
+    if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
+        (unsigned)o->external_layout > QF_LAYOUT_SINGLE || o->threads < 0)
+        return qf_fail(err, QF_ERR_USAGE, "an export option is outside its range");
+    return QF_OK;
+}
+
+static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec *io, qf_error *err)
+{
+    for (size_t i = 0; i < plan->model->payloads.count; i++) {
+        if (qf_payloads_add(&plan->payloads, plan->model->payloads.items[i]) == SIZE_MAX)
+            return qf_fail_memory(err);
+    }
+    qf_record_report(plan->record, plan->diag);
+    qf_status status = qf_save_path_split(plan->options.save_path, &plan->folder, &plan->prefix,
+                                          err);
+    if (status == QF_OK)
+        status = qf_plan_prepare(plan, io, err);
+    if (status == QF_OK)
+        status = plan_on_graph(plan, config, err);
+    if (status == QF_OK)
+        status = qf_diag_status(plan->diag, err);
+    if (status == QF_OK)
+        status = lay_out(plan, io, err);
+    if (status == QF_OK)
+        status = list_outputs(plan, config, err);
+    if (status == QF_OK)
+        check_space(plan);
+    return status == QF_OK ? qf_diag_status(plan->diag, err) : status;
+}
+
+qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,
+                         const qf_io_spec *io, const qf_export_options *options,
+                         qf_diagnostics *diagnostics, qf_plan **out, qf_error *err)
+{
+    if (!model || !record || !out)
+        return qf_fail(err, QF_ERR_USAGE, "qf_plan_create: model, record and out must not be NULL");
+    qf_status status = check_options(options, err);
+    if (status != QF_OK)
+        return status;
+    qf_plan *plan = calloc(1, sizeof *plan);
+    qf_diagnostics *own = diagnostics ? NULL : qf_diagnostics_create();
+    if (!plan || (!diagnostics && !own)) {
+        free(plan);
+        return qf_fail_memory(err);
+    }
+    qf_arena_init(&plan->arena);
+    plan->model = model;
+    plan->record = record;
+    plan->diag = diagnostics ? diagnostics : own;
+    plan->options = *options;
+    plan->layout.arena = &plan->arena;
+    status = build(plan, config, io, err);
+    plan->diag = NULL;
+    plan->options.save_path = NULL;
+    qf_diagnostics_free(own);
+    if (status != QF_OK) {
+        qf_plan_free(plan);
+        return status;
+    }
+    *out = plan;
+    return QF_OK;
+}
+
+void qf_plan_free(qf_plan *plan)
+{
+    if (!plan)
+        return;
+    qf_layout_release(&plan->layout);
+    qf_payloads_release(&plan->payloads);
+    qf_strmap_release(&plan->node_flags);
+    qf_strmap_release(&plan->record_of_node);
+    qf_strmap_release(&plan->weight_of_payload);
+    qf_strmap_release(&plan->folded);
+    free(plan->jobs);
+    free(plan->skipped);
+    free(plan->skeleton);
+    free(plan->folder);
+    free(plan->prefix);
+    qf_arena_release(&plan->arena);
+    free(plan);
+}
+
+/* ---- looking at a plan ---- */
+
+size_t qf_plan_layer_count(const qf_plan *plan)
+{
+    return plan->layer_count;
+}
+
+qf_layer_info qf_plan_layer(const qf_plan *plan, size_t index)
+{
+    const qf_layer *l = &plan->layers[index];
+    return (qf_layer_info){.name = l->name,
+                           .key = l->key,
+                           .op_type = qf_op_name(l->op),
+                           .weight = l->weight_count ? l->weights[0].job->tensor : "",
+                           .activation_bits = l->act_bits,
+                           .weight_bits = l->weight_count ? l->wts_bits : 0,
+                           .channels = l->weight_count ? l->weights[0].scale_count : 1,
+                           .scale_d = l->scale_d,
+                           .offset_d = l->offset_d,
+                           .has_bias = l->has_bias,
+                           .batch_norm_folded = l->folded};
+}
+
+size_t qf_plan_skipped_count(const qf_plan *plan)
+{
+    return plan->skipped_count;
+}
+
+qf_skipped_layer qf_plan_skipped(const qf_plan *plan, size_t index)
+{
+    return plan->skipped[index];
+}
+
+size_t qf_plan_output_count(const qf_plan *plan)
+{
+    return plan->layout.file_count;
+}
+
+qf_output_file qf_plan_output(const qf_plan *plan, size_t index)
+{
+    return plan->outputs[index];
+}

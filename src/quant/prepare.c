@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One graph for both targets. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "passes/passes.h"
+#include "quant/match.h"
+#include "quant/plan.h"
+
+static bool has_value(const AMCTPytorchProto__SingleLayerRecord *v)
+{
+    /* the reference's test: every field absent or zero means "nothing to quantize" */
+    return v->n_scale_w || v->n_offset_w || v->n_shift_bit || v->n_scale_r || v->n_offset_r ||
+           (v->has_scale_d && v->scale_d != 0) || (v->has_offset_d && v->offset_d != 0) ||
+           (v->has_scale_h && v->scale_h != 0) || (v->has_offset_h && v->offset_h != 0) ||
+           v->n_tensor_balance_factor;
+}
+
+qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
+{
+    const AMCTPytorchProto__ScaleOffsetRecord *message = qf_record_message(plan->record);
+    qf_matcher matcher;
+    plan->matched = qf_arena_array(&plan->arena, message->n_record, sizeof *plan->matched);
+    if (!plan->matched)
+        return qf_fail_memory(err);
+    if (!message->n_record) {
+        qf_plan_report(plan, QF_ERROR, SIZE_MAX, NULL,
+                       "the record file is empty: it names no layer to quantize");
+        return QF_OK;
+    }
+    qf_status status = qf_matcher_init(&matcher, ir, err);
+    if (status != QF_OK)
+        return status;
+    for (size_t i = 0; status == QF_OK && i < message->n_record; i++) {
+        const AMCTPytorchProto__MapFiledEntry *entry = message->record[i];
+        if (!entry->key || !*entry->key) {
+            qf_plan_report(plan, QF_ERROR, i, NULL, "cannot find \"key\" in this record");
+            continue;
+        }
+        if (!entry->value) {
+            qf_plan_report(plan, QF_ERROR, i, entry->key, "cannot find \"value\" in this record%s",
+                           entry->kv_cache_value ? "; kv_cache_value alone is not exported" : "");
+            continue;
+        }
+        qf_match match;
+        qf_matcher_find(&matcher, entry->key, &match);
+        if (!match.node) {
+            qf_plan_report(plan, QF_ERROR, i, entry->key, "%s", match.problem);
+            continue;
+        }
+        if (match.is_tensor) {
+            qf_plan_report(plan, QF_WARNING, i, entry->key,
+                           "a tensor record (layer:input) has no effect on the exported models");
+            continue;
+        }
+        if (!has_value(entry->value)) {
+            qf_plan_report(plan, QF_WARNING, i, entry->key,
+                           "the record has no scale, so the layer stays float");
+            continue;
+        }
+        const char *name = match.node->name;
+        size_t *before = qf_strmap_get(&plan->record_of_node, name);
+        if (before && strcmp(message->record[*before]->key, entry->key) != 0) {
+            qf_plan_report(plan, QF_ERROR, i, entry->key,
+                           "node '%s' already has a record, '%s'", name,
+                           message->record[*before]->key);
+            continue;
+        }
+        if (before) { /* the same key again: the later one counts */
+            plan->matched[*before] = NULL;
+            qf_plan_report(plan, QF_WARNING, i, entry->key,
+                           "the layer has two records; the later one is used");
+        }
+        size_t *index = qf_arena_alloc(&plan->arena, sizeof *index);
+        plan->matched[i] = qf_arena_strdup(&plan->arena, name);
+        if (!index || !plan->matched[i] ||
+            !qf_strmap_set(&plan->record_of_node, plan->matched[i], index))
+            status = qf_fail_memory(err);
+        else
+            *index = i;
+    }
+    qf_matcher_release(&matcher);
+    return status;
+}
+
+static qf_status prepare_graph(qf_plan *plan, const qf_io_spec *io, qf_ir *ir, qf_error *err)
+{
+    qf_status status = qf_pass_remove_quant_identity(plan, ir, err);
+    if (status == QF_OK && io)
+        status = qf_pass_name_io(plan, io, ir, err);
+    if (status == QF_OK)
+        status = qf_plan_match(plan, ir, err);
+    if (status == QF_OK)
+        status = qf_pass_fold_batch_norm(plan, ir, err);
+    return status;
+}
+
+qf_status qf_plan_prepare(qf_plan *plan, const qf_io_spec *io, qf_error *err)
+{
+    qf_arena arena;
+    qf_ir ir;
+    Onnx__ModelProto *model;
+    const char *path = plan->model->files[0].path;
+    qf_arena_init(&arena);
+    qf_status status = qf_skeleton_unpack(plan->model->skeleton, plan->model->skeleton_length, path,
+                                          &arena, &model, err);
+    if (status == QF_OK)
+        status = qf_ir_build(&arena, model, path, &ir, err);
+    if (status == QF_OK) {
+        status = prepare_graph(plan, io, &ir, err);
+        if (status == QF_OK)
+            status = qf_ir_finish(&ir, path, err);
+        if (status == QF_OK)
+            status = qf_skeleton_pack(model, &plan->skeleton, &plan->skeleton_length, err);
+        qf_ir_release(&ir);
+    }
+    qf_arena_release(&arena);
+    return status;
+}
