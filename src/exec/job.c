@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "exec/job.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -175,12 +176,18 @@ static void dequantize_piece(const qf_job *job, uint64_t row, uint64_t col, size
     }
 }
 
-static qf_status refuse_nonfinite(const qf_job *job, qf_error *err)
+/* `x` is the piece of row `row` from column `col` on that holds the value. */
+static qf_status refuse_nonfinite(const qf_job *job, uint64_t row, uint64_t col, const float *x,
+                                  size_t n, qf_error *err)
 {
-    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.item = job->layer},
-                      "weight tensor '%s' holds an infinity or a NaN, which cannot be quantized; "
-                      "look at the training run",
-                      job->tensor);
+    size_t i = 0;
+    while (i + 1 < n && isfinite(x[i]))
+        i++;
+    uint64_t index = job->transposed ? (col + i) * job->rows + row : row * job->cols + col + i;
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = job->file, .item = job->layer},
+                      "weight tensor '%s' holds %g at element %llu, which cannot be quantized; look "
+                      "at the training run",
+                      job->tensor, (double)x[i], (unsigned long long)index);
 }
 
 /* ---- storing ---- */
@@ -270,7 +277,7 @@ static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint6
         if (!job->bits)
             qf_kernels_get()->scale(s->values + done, m, job->fold[row / job->fold_div]);
         else if (!quantize_piece(job, row, col, m, s->values + done, s->ints + done))
-            return refuse_nonfinite(job, err);
+            return refuse_nonfinite(job, row, col, s->values + done, m, err);
         done += m;
     }
     for (int t = 0; t < QF_TARGETS; t++) {
@@ -317,7 +324,7 @@ qf_status qf_job_run_block(const qf_job *job, const qf_varint_index *index, uint
     load_region(job, index, r, s);
     for (size_t i = 0; i < r.rows; i++) {
         if (!quantize_piece(job, r.row + i, r.col, cols, s->values + i * cols, s->ints + i * cols))
-            return refuse_nonfinite(job, err);
+            return refuse_nonfinite(job, r.row + i, r.col, s->values + i * cols, cols, err);
     }
     for (int t = 0; t < QF_TARGETS; t++) {
         qf_status status = QF_OK;

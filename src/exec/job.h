@@ -32,7 +32,7 @@ typedef struct qf_job_output {
 } qf_job_output;
 
 typedef struct qf_job {
-    const char *layer, *tensor; /* for messages */
+    const char *file, *layer, *tensor; /* for messages */
     qf_span source;
     int32_t data_type;
     uint64_t rows, cols;

@@ -111,7 +111,10 @@ static qf_status open_location(resolver *r, const Onnx__TensorProto *tensor, con
                       location);
     if (!qf_grow((void **)&m->files, &m->file_cap, m->file_count + 1, sizeof *m->files))
         return qf_fail_memory(r->err);
-    qf_status status = qf_file_open(real, "external data", &m->files[m->file_count], r->err);
+    char what[160];
+    snprintf(what, sizeof what, "external data of tensor '%.120s'",
+             tensor->name ? tensor->name : "");
+    qf_status status = qf_file_open(real, what, &m->files[m->file_count], r->err);
     if (status != QF_OK)
         return status;
     *file = m->file_count++;

@@ -155,15 +155,33 @@ static void put_payload(splicer *s, size_t index, int32_t data_type)
     s->literal_mark = out->literal_length;
 }
 
+/* The payload of a tensor message, SIZE_MAX if it has none. */
+static size_t find_marker(const ProtobufCMessageDescriptor *desc, qf_wire wire)
+{
+    qf_wire_field f;
+    while (desc == &onnx__tensor_proto__descriptor && wire.at < wire.end &&
+           qf_wire_next(&wire, &f)) {
+        if (is_marker(desc, &f))
+            return marker_index(&f);
+    }
+    return SIZE_MAX;
+}
+
+/* A payload goes where protobuf writers put its field: in the order of field numbers. */
 static void emit(splicer *s, const ProtobufCMessageDescriptor *desc, qf_wire wire)
 {
     qf_wire_field f;
     int32_t data_type = 0;
+    size_t pending = find_marker(desc, wire);
     while (!s->memory && wire.at < wire.end && qf_wire_next(&wire, &f)) {
         const ProtobufCMessageDescriptor *inner = nested(desc, &f);
-        if (is_marker(desc, &f)) {
-            put_payload(s, marker_index(&f), data_type);
-        } else if (inner) {
+        if (pending != SIZE_MAX && f.number > (uint32_t)s->payloads->items[pending].field) {
+            put_payload(s, pending, data_type);
+            pending = SIZE_MAX;
+        }
+        if (is_marker(desc, &f))
+            continue;
+        if (inner) {
             put_varint(s, (uint64_t)f.number << 3 | QF_WIRE_LEN);
             put_varint(s, s->sizes[s->next_size++]);
             emit(s, inner, (qf_wire){f.data, f.data + f.length});

@@ -124,7 +124,8 @@ static bool set_weight(qf_plan *plan, qf_ir *ir, const fold *f, const float *fac
     qf_job *job = qf_arena_alloc(&plan->arena, sizeof *job);
     if (!job || !qf_dims_count(f->weight->dims, f->weight->n_dims, &count))
         return false;
-    *job = (qf_job){.layer = qf_arena_strdup(&plan->arena, f->conv->name),
+    *job = (qf_job){.file = plan->model->files[0].path,
+                    .layer = qf_arena_strdup(&plan->arena, f->conv->name),
                     .tensor = qf_arena_strdup(&plan->arena, f->weight->name ? f->weight->name : ""),
                     .source = source.span,
                     .data_type = f->weight->data_type,

@@ -204,7 +204,10 @@ qf_status qf_pass_remove_quant_identity(qf_plan *plan, qf_ir *ir, qf_error *err)
             return status;
     }
     for (size_t i = 0; i < ir->node_count; i++) {
-        if (is_marker(ir->by_id[i]) && !remove_marker(ir, ir->by_id[i]))
+        if (!is_marker(ir->by_id[i]))
+            continue;
+        plan->had_markers = true;
+        if (!remove_marker(ir, ir->by_id[i]))
             return qf_fail_memory(err);
     }
     drop_unused_import(ir);

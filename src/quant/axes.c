@@ -53,9 +53,10 @@ static qf_status add_list(axes *a, const cJSON *list)
     const cJSON *e;
     cJSON_ArrayForEach(e, list)
     {
-        if (!cJSON_IsNumber(e) || floor(e->valuedouble) != e->valuedouble ||
-            fabs(e->valuedouble) > 1e6)
+        if (!cJSON_IsNumber(e))
             return refuse(a, list->string, "the list must hold axis numbers, integers from 0");
+        if (floor(e->valuedouble) != e->valuedouble || fabs(e->valuedouble) > 1e6)
+            return refuse(a, list->string, "%g is not an axis number", e->valuedouble);
         if (e->valuedouble < 0)
             return refuse(a, list->string, "axis %g is negative", e->valuedouble);
         qf_status status = add(a, list->string, (int64_t)e->valuedouble, NULL);

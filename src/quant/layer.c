@@ -260,7 +260,9 @@ void qf_layer_probe(const qf_node *node, unsigned flags, qf_probe *out)
         out->per_tensor_only = true;
         break;
     case QF_OP_NONE:
-        refuse(out, "operators of its type are not quantized");
+        snprintf(out->reason, sizeof out->reason, "operators of type %.60s are not quantized",
+                 node->proto->op_type ? node->proto->op_type : "(none)");
+        out->quantizable = false;
         break;
     }
     if (!connected(node, 0))

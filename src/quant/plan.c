@@ -103,7 +103,7 @@ static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
 {
     const qf_export_options *o = &plan->options;
     bool renamed = io && (io->input_name_count || io->output_name_count || io->dynamic_axis_count);
-    return !plan->layer_count && !renamed && plan->model->file_count == 1 &&
+    return !plan->layer_count && !renamed && !plan->had_markers && plan->model->file_count == 1 &&
            o->external != QF_EXTERNAL_ALWAYS &&
            (o->external == QF_EXTERNAL_NEVER ||
             plan->model->files[0].size < o->external_threshold);
@@ -189,13 +189,15 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
     return QF_OK;
 }
 
-static void check_space(qf_plan *plan)
+/* Fails before anything is touched; a disk that fills up later is caught when the files are made. */
+static qf_status check_space(const qf_plan *plan, qf_error *err)
 {
     uint64_t available = qf_free_space(plan->folder);
-    if (plan->bytes_out > available)
-        qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = plan->folder},
-                    "not enough space: the output needs %llu bytes, %llu are free",
-                    (unsigned long long)plan->bytes_out, (unsigned long long)available);
+    if (plan->bytes_out <= available)
+        return QF_OK;
+    return qf_fail_at(err, QF_ERR_SYSTEM, (qf_where){.file = plan->folder},
+                      "not enough space: the output needs %llu bytes, %llu are free",
+                      (unsigned long long)plan->bytes_out, (unsigned long long)available);
 }
 
 /* ---- creating ---- */
@@ -233,8 +235,8 @@ static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec 
     if (status == QF_OK)
         status = list_outputs(plan, config, err);
     if (status == QF_OK)
-        check_space(plan);
-    return status == QF_OK ? qf_diag_status(plan->diag, err) : status;
+        status = qf_diag_status(plan->diag, err);
+    return status == QF_OK ? check_space(plan, err) : status;
 }
 
 qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,

@@ -78,6 +78,7 @@ struct qf_plan {
 
     unsigned char *skeleton; /* the prepared graph, source of both targets */
     size_t skeleton_length;
+    bool had_markers;        /* QuantIdentity nodes were removed */
     qf_strmap node_flags;    /* node name -> QF_NODE_* */
     const char **matched;    /* record index -> node name, NULL if there is none */
     qf_strmap record_of_node; /* node name -> const size_t *, index of its record */

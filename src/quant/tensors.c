@@ -288,7 +288,8 @@ static qf_status add_weight(const tensor_context *t, const Onnx__TensorProto *te
     w->scales = scales;
     w->scale_count = scale_count;
     w->job = job;
-    *job = (qf_job){.layer = layer->name,
+    *job = (qf_job){.file = plan->model->files[0].path,
+                    .layer = layer->name,
                     .tensor = qf_arena_strdup(&plan->arena, tensor_name(tensor)),
                     .source = folded ? source->job->source : source->span,
                     .data_type = folded ? source->job->data_type : tensor->data_type,

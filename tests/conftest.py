@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that every room shares: the binary under test and where the golden files are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+REPO = TESTS.parent
+for folder in (TESTS, TESTS / "golden", TESTS / "conformance", REPO / "datasets"):
+    sys.path.insert(0, str(folder))
+
+from support import Quantfold  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def quantfold() -> Quantfold:
+    """The program under test: $QUANTFOLD_BIN, or what the build put into build/."""
+    binary = Path(os.environ.get("QUANTFOLD_BIN", REPO / "build" / "quantfold")).resolve()
+    if not binary.is_file():
+        pytest.fail(f"no binary at {binary}: build first, or set QUANTFOLD_BIN")
+    return Quantfold(binary)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the source tree."""
+    return REPO

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Staging: whole or not at all, and what a killed run leaves. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "exec/stage.h"
+
+static char folder[64];
+
+static int set_up(void **state)
+{
+    (void)state;
+    strcpy(folder, "/tmp/qf_stage_XXXXXX");
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    char command[100];
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    return system(command);
+}
+
+static char *in_folder(const char *name)
+{
+    static char path[200];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return path;
+}
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void assert_text(const char *name, const char *want)
+{
+    char got[100] = "";
+    FILE *f = fopen(in_folder(name), "r");
+    assert_non_null(f);
+    size_t n = fread(got, 1, sizeof got - 1, f);
+    got[n] = '\0';
+    fclose(f);
+    assert_string_equal(got, want);
+}
+
+static int entries(void)
+{
+    int n = 0;
+    DIR *dir = opendir(folder);
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n - 2;
+}
+
+static void put_file(qf_stage *stage, const char *name, const char *text)
+{
+    size_t index;
+    qf_error err;
+    assert_int_equal(qf_stage_create(stage, name, strlen(text), &index, &err), QF_OK);
+    assert_int_equal(qf_stage_write(stage, index, 0, text, strlen(text), &err), QF_OK);
+}
+
+static void test_commit(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    struct stat st;
+    char nested[100];
+    snprintf(nested, sizeof nested, "%s/a/b", folder);
+    assert_int_equal(qf_stage_open(nested, "m", &stage, &err), QF_OK);
+    put_file(&stage, "w.external", "weights");
+    put_file(&stage, "m.onnx", "model");
+    assert_int_equal(qf_stage_commit(&stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("a/b/w.external", "weights");
+    assert_text("a/b/m.onnx", "model");
+    assert_int_equal(stat(in_folder("a/b/m.onnx"), &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0640);
+    assert_int_equal(stat(in_folder("a/b/.m.quantfold-partial"), &st), -1);
+}
+
+static void test_abandon_leaves_nothing(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    char nested[100];
+    write_text(in_folder("m.onnx"), "old");
+    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    put_file(&stage, "m.onnx", "new");
+    qf_stage_close(&stage);
+    assert_text("m.onnx", "old");
+    assert_int_equal(entries(), 1);
+    snprintf(nested, sizeof nested, "%s/new/folder", folder);
+    assert_int_equal(qf_stage_open(nested, "m", &stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_int_equal(entries(), 1); /* the folders it made are gone */
+}
+
+/* What SIGKILL leaves: the folder, unlocked. Without `complete` it is thrown away. */
+static void test_incomplete_run_is_cleaned(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    write_text(in_folder("m.onnx"), "old");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/m.onnx"), "half");
+    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("m.onnx", "old");
+    assert_int_equal(entries(), 1);
+}
+
+/* With `complete`, the renames that are missing are made. */
+static void test_complete_run_is_finished(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    write_text(in_folder("w.external"), "new weights, already moved");
+    write_text(in_folder("m.onnx"), "old");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/complete"), "");
+    write_text(in_folder(".m.quantfold-partial/m.onnx"), "new");
+    write_text(in_folder(".m.quantfold-partial/v.external"), "more");
+    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("m.onnx", "new");
+    assert_text("w.external", "new weights, already moved");
+    assert_text("v.external", "more");
+    assert_int_equal(entries(), 3);
+}
+
+static void test_second_run_is_refused(void **state)
+{
+    (void)state;
+    qf_stage first, second;
+    qf_error err;
+    assert_int_equal(qf_stage_open(folder, "m", &first, &err), QF_OK);
+    put_file(&first, "m.onnx", "first");
+    assert_int_equal(qf_stage_open(folder, "m", &second, &err), QF_ERR_INPUT);
+    assert_non_null(strstr(err.message, "another export"));
+    assert_int_equal(qf_stage_open(folder, "other", &second, &err), QF_OK);
+    qf_stage_close(&second);
+    assert_int_equal(qf_stage_commit(&first, &err), QF_OK);
+    qf_stage_close(&first);
+    assert_text("m.onnx", "first");
+}
+
+static void assert_split(const char *path, const char *folder_want, const char *prefix_want)
+{
+    char *dir, *prefix;
+    qf_error err;
+    assert_int_equal(qf_save_path_split(path, &dir, &prefix, &err), QF_OK);
+    if (folder_want)
+        assert_string_equal(dir, folder_want);
+    assert_string_equal(prefix, prefix_want);
+    free(dir);
+    free(prefix);
+}
+
+static void test_save_path(void **state)
+{
+    (void)state;
+    char long_name[300], *dir, *prefix;
+    qf_error err;
+    assert_split("", ".", "");
+    assert_split("model", ".", "model");
+    assert_split("./", ".", "");
+    assert_split("./model", ".", "model");
+    assert_split("a/b/", "a/b", "");
+    assert_split("a/b/c", "a/b", "c");
+    assert_split("/c", "/", "c");
+    char *cwd = getcwd(NULL, 0);
+    assert_split(".", NULL, strrchr(cwd, '/') + 1); /* facts 9: the folder's name is the prefix */
+    free(cwd);
+    memset(long_name, 'p', sizeof long_name);
+    long_name[241] = '\0';
+    assert_split(long_name, ".", long_name);
+    long_name[241] = 'p';
+    long_name[242] = '\0';
+    assert_int_equal(qf_save_path_split(long_name, &dir, &prefix, &err), QF_ERR_INPUT);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_commit, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_abandon_leaves_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_incomplete_run_is_cleaned, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_complete_run_is_finished, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
+        cmocka_unit_test(test_save_path),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
