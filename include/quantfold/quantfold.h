@@ -17,16 +17,16 @@
  *     opt.save_path = "out/resnet";
  *     qf_report *report = NULL;
  *     qf_error err;
- *     if (qf_save_quant_retrain_model("c.json", "m.onnx", "r.txt", &opt, NULL, &report, &err) != QF_OK)
- *         fprintf(stderr, "%s\n", err.message);
- *     qf_report_free(report);
+ *     if (qf_save_quant_retrain_model("c.json", "m.onnx", "r.txt", &opt, NULL, &report, &err) !=
+ * QF_OK) fprintf(stderr, "%s\n", err.message); qf_report_free(report);
  *
  * Conventions. Every fallible function returns a qf_status and takes an optional qf_error last.
- * Out-parameters are set only on success. `_open`/`_close` hold files or mappings, `_create`/`_free`
- * own memory; every close and free accepts NULL. Strings and structs reached through a handle are
- * borrowed until that handle is closed. The library never prints, never exits, never writes to an
- * input and keeps none of the caller's pointers after a call returns, except where a function says
- * so. A handle may be used by one thread at a time; different handles are independent.
+ * Out-parameters are set only on success. `_open`/`_close` hold files or mappings,
+ * `_create`/`_free` own memory; every close and free accepts NULL. Strings and structs reached
+ * through a handle are borrowed until that handle is closed. The library never prints, never exits,
+ * never writes to an input and keeps none of the caller's pointers after a call returns, except
+ * where a function says so. A handle may be used by one thread at a time; different handles are
+ * independent.
  */
 #ifndef QUANTFOLD_H
 #define QUANTFOLD_H
@@ -50,10 +50,10 @@ extern "C" {
 /* Numbers are stable. */
 typedef enum qf_status {
     QF_OK = 0,
-    QF_ERR_INPUT = -1,     /* a file or request is wrong; another try with the same input fails too */
-    QF_ERR_USAGE = -2,     /* the call itself is wrong: a NULL argument, a bad enum value */
-    QF_ERR_SYSTEM = -3,    /* the system refused: no space, no permission, I/O error; see sys_errno */
-    QF_ERR_MEMORY = -4,    /* an allocation failed */
+    QF_ERR_INPUT = -1,  /* a file or request is wrong; another try with the same input fails too */
+    QF_ERR_USAGE = -2,  /* the call itself is wrong: a NULL argument, a bad enum value */
+    QF_ERR_SYSTEM = -3, /* the system refused: no space, no permission, I/O error; see sys_errno */
+    QF_ERR_MEMORY = -4, /* an allocation failed */
     QF_ERR_CANCELLED = -5, /* the progress callback asked to stop */
 } qf_status;
 
@@ -61,13 +61,13 @@ typedef enum qf_status {
  * other fields carry the same facts for programs. Text fields are always NUL-terminated. */
 typedef struct qf_error {
     qf_status code;
-    int sys_errno;        /* errno of the failing system call, or 0 */
-    uint32_t line;        /* 1-based, for text inputs; 0 if there is none */
-    uint32_t column;      /* 1-based, for text inputs */
-    uint64_t byte;        /* offset in a binary input; meaningful if has_byte */
+    int sys_errno;   /* errno of the failing system call, or 0 */
+    uint32_t line;   /* 1-based, for text inputs; 0 if there is none */
+    uint32_t column; /* 1-based, for text inputs */
+    uint64_t byte;   /* offset in a binary input; meaningful if has_byte */
     bool has_byte;
-    char file[256];       /* the file at fault, shortened from the left if long; "" if none */
-    char item[256];       /* layer, tensor or key at fault; "" if none */
+    char file[256]; /* the file at fault, shortened from the left if long; "" if none */
+    char item[256]; /* layer, tensor or key at fault; "" if none */
     char message[1024];
 } qf_error;
 
@@ -81,8 +81,8 @@ typedef enum qf_severity { QF_WARNING = 1, QF_ERROR = 2 } qf_severity;
 /* One finding about the inputs. Strings are borrowed from the list. */
 typedef struct qf_diagnostic {
     qf_severity severity;
-    const char *file;    /* "" if none */
-    uint32_t line;       /* 0 if none */
+    const char *file; /* "" if none */
+    uint32_t line;    /* 0 if none */
     uint32_t column;
     const char *item;    /* layer, tensor or key; "" if none */
     const char *message; /* a sentence: what was wrong, what was expected, what to do */
@@ -114,31 +114,31 @@ QF_API void qf_model_close(qf_model *model);
 
 typedef struct qf_model_info {
     int64_t ir_version;
-    int64_t opset;               /* of the default domain; 0 if it is not imported */
-    const char *producer_name;   /* "" if absent */
+    int64_t opset;             /* of the default domain; 0 if it is not imported */
+    const char *producer_name; /* "" if absent */
     const char *producer_version;
     const char *graph_name;
-    uint64_t file_bytes;         /* size of the .onnx itself */
-    uint64_t tensor_count;       /* constant tensors anywhere in the model, subgraphs included */
-    uint64_t tensor_bytes;       /* their payload as stored, external files included */
-    uint64_t external_count;     /* how many of them are external */
-    uint64_t node_count;         /* nodes of the main graph and of every subgraph */
-    uint64_t graph_count;        /* 1 + subgraphs */
+    uint64_t file_bytes;     /* size of the .onnx itself */
+    uint64_t tensor_count;   /* constant tensors anywhere in the model, subgraphs included */
+    uint64_t tensor_bytes;   /* their payload as stored, external files included */
+    uint64_t external_count; /* how many of them are external */
+    uint64_t node_count;     /* nodes of the main graph and of every subgraph */
+    uint64_t graph_count;    /* 1 + subgraphs */
 } qf_model_info;
 QF_API qf_model_info qf_model_describe(const qf_model *model);
 
 /* A node that could carry a record, as `quantfold inspect` lists them: Conv, ConvTranspose, Gemm,
  * MatMul, AveragePool, LSTM, GRU. */
 typedef struct qf_layer_candidate {
-    const char *name;      /* node name; what a record's key should be */
+    const char *name; /* node name; what a record's key should be */
     const char *op_type;
-    const char *weight;    /* name of the weight tensor, "" if there is none */
-    const char *dtype;     /* of the weight: "float32", "float16", ...; "" if none */
-    int64_t dims[8];       /* of the weight */
+    const char *weight; /* name of the weight tensor, "" if there is none */
+    const char *dtype;  /* of the weight: "float32", "float16", ...; "" if none */
+    int64_t dims[8];    /* of the weight */
     size_t rank;
-    uint64_t channels;     /* expected number of channel-wise scales; 1 if only per tensor */
+    uint64_t channels; /* expected number of channel-wise scales; 1 if only per tensor */
     bool quantizable;
-    const char *reason;    /* why it is not quantizable, "" if it is */
+    const char *reason; /* why it is not quantizable, "" if it is */
 } qf_layer_candidate;
 QF_API size_t qf_model_layer_count(const qf_model *model);
 /* `index` < qf_model_layer_count(model). */
@@ -148,8 +148,8 @@ QF_API qf_layer_candidate qf_model_layer(const qf_model *model, size_t index);
 typedef struct qf_record qf_record;
 QF_API qf_status qf_record_open(const char *path, qf_record **out, qf_error *err);
 /* Parses `length` bytes at `text`; `name` stands for the file name in messages. */
-QF_API qf_status qf_record_parse(const char *name, const char *text, size_t length,
-                                 qf_record **out, qf_error *err);
+QF_API qf_status qf_record_parse(const char *name, const char *text, size_t length, qf_record **out,
+                                 qf_error *err);
 QF_API void qf_record_close(qf_record *record);
 /* Number of `record` entries. */
 QF_API size_t qf_record_count(const qf_record *record);
@@ -174,11 +174,18 @@ typedef enum qf_emit { QF_EMIT_BOTH = 0, QF_EMIT_DEPLOY = 1, QF_EMIT_FAKE_QUANT 
 
 /* What goes into .external files. AUTO is the reference's rule: tensors that were external stay so,
  * and while a model is at or above `external_threshold` bytes, its largest tensor goes out. */
-typedef enum qf_external { QF_EXTERNAL_AUTO = 0, QF_EXTERNAL_ALWAYS = 1, QF_EXTERNAL_NEVER = 2 } qf_external;
+typedef enum qf_external {
+    QF_EXTERNAL_AUTO = 0,
+    QF_EXTERNAL_ALWAYS = 1,
+    QF_EXTERNAL_NEVER = 2
+} qf_external;
 
 /* PER_TENSOR: <tensor>_deploy.external / <tensor>_fakequant.external, the reference's names.
  * SINGLE: <prefix>_deploy_model.external, tensors at multiples of 4096 bytes. */
-typedef enum qf_external_layout { QF_LAYOUT_PER_TENSOR = 0, QF_LAYOUT_SINGLE = 1 } qf_external_layout;
+typedef enum qf_external_layout {
+    QF_LAYOUT_PER_TENSOR = 0,
+    QF_LAYOUT_SINGLE = 1
+} qf_external_layout;
 
 /* One entry of a dynamic-axes request: dimension `axis` of graph input or output `tensor` becomes
  * symbolic. `label` NULL means the name the PyTorch exporter would give,
@@ -211,14 +218,14 @@ typedef bool (*qf_progress_fn)(uint64_t bytes_done, uint64_t bytes_total, const 
                                void *user);
 
 typedef struct qf_export_options {
-    size_t struct_size;          /* set by qf_export_options_init; lets the struct grow */
-    const char *save_path;       /* the reference's save_path: folder plus file name prefix */
+    size_t struct_size;    /* set by qf_export_options_init; lets the struct grow */
+    const char *save_path; /* the reference's save_path: folder plus file name prefix */
     qf_emit emit;
     qf_external external;
     uint64_t external_threshold; /* bytes; 2,000,000,000 as the reference */
     qf_external_layout external_layout;
-    int threads;                 /* 0: as many as OpenMP would use */
-    qf_progress_fn progress;     /* may be NULL */
+    int threads;             /* 0: as many as OpenMP would use */
+    qf_progress_fn progress; /* may be NULL */
     void *progress_user;
 } qf_export_options;
 QF_API void qf_export_options_init(qf_export_options *options);
@@ -237,16 +244,16 @@ QF_API void qf_plan_free(qf_plan *plan);
 
 /* A quantized layer of the plan. */
 typedef struct qf_layer_info {
-    const char *name;       /* node name in the output */
-    const char *key;        /* key of its record */
+    const char *name; /* node name in the output */
+    const char *key;  /* key of its record */
     const char *op_type;
-    const char *weight;     /* weight tensor in the output, "" for AveragePool */
-    int activation_bits;    /* 4, 8 or 16 */
-    int weight_bits;        /* 4, 6, 7 or 8; 0 if there is no weight */
-    uint64_t channels;      /* number of weight scales; 1 is per tensor */
+    const char *weight;  /* weight tensor in the output, "" for AveragePool */
+    int activation_bits; /* 4, 8 or 16 */
+    int weight_bits;     /* 4, 6, 7 or 8; 0 if there is no weight */
+    uint64_t channels;   /* number of weight scales; 1 is per tensor */
     float scale_d;
     int32_t offset_d;
-    bool has_bias;          /* an int32 bias is written */
+    bool has_bias; /* an int32 bias is written */
     bool batch_norm_folded;
 } qf_layer_info;
 QF_API size_t qf_plan_layer_count(const qf_plan *plan);
@@ -265,7 +272,7 @@ QF_API qf_skipped_layer qf_plan_skipped(const qf_plan *plan, size_t index);
 typedef struct qf_output_file {
     const char *path;
     uint64_t bytes;
-    bool exists;         /* a file of that name is there now and will be replaced */
+    bool exists; /* a file of that name is there now and will be replaced */
 } qf_output_file;
 QF_API size_t qf_plan_output_count(const qf_plan *plan);
 QF_API qf_output_file qf_plan_output(const qf_plan *plan, size_t index);
@@ -292,8 +299,8 @@ QF_API qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err);
  * `config_file`, `io`, `out` and `err` may be NULL. */
 QF_API qf_status qf_save_quant_retrain_model(const char *config_file, const char *model_file,
                                              const char *record_file,
-                                             const qf_export_options *options,
-                                             const qf_io_spec *io, qf_report **out, qf_error *err);
+                                             const qf_export_options *options, const qf_io_spec *io,
+                                             qf_report **out, qf_error *err);
 
 /* ---- 5. Kernels --------------------------------------------------------------------------- */
 

@@ -68,7 +68,8 @@ void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, con
         list->lost = true;
         return;
     }
-    list->items[list->count++] = (qf_diagnostic){severity, file, where.line, where.column, item, text};
+    list->items[list->count++] =
+        (qf_diagnostic){severity, file, where.line, where.column, item, text};
 }
 
 qf_status qf_diag_status(const qf_diagnostics *list, qf_error *err)
@@ -80,10 +81,8 @@ qf_status qf_diag_status(const qf_diagnostics *list, qf_error *err)
     const qf_diagnostic *first = list->items;
     while (first->severity != QF_ERROR)
         first++;
-    qf_where where = {.file = first->file,
-                      .item = first->item,
-                      .line = first->line,
-                      .column = first->column};
+    qf_where where = {
+        .file = first->file, .item = first->item, .line = first->line, .column = first->column};
     if (list->errors == 1)
         return qf_fail_at(err, QF_ERR_INPUT, where, "%s", first->message);
     return qf_fail_at(err, QF_ERR_INPUT, where, "%s (and %zu more errors)", first->message,

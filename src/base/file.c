@@ -43,7 +43,8 @@ qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_erro
     qf_status status = open_regular(path, what, &fd, &st, err);
     if (status != QF_OK)
         return status;
-    qf_file file = {.size = (uint64_t)st.st_size, .device = st.st_dev, .inode = st.st_ino, .fd = fd};
+    qf_file file = {
+        .size = (uint64_t)st.st_size, .device = st.st_dev, .inode = st.st_ino, .fd = fd};
     file.path = strdup(path);
     if (!file.path) {
         close(fd);

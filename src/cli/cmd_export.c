@@ -36,26 +36,25 @@ typedef struct arguments {
 
 /* ---- reading the command line ---- */
 
-static const struct option long_options[] = {
-    {"model", required_argument, NULL, 'm'},
-    {"config", required_argument, NULL, 'c'},
-    {"record", required_argument, NULL, 'r'},
-    {"save-path", required_argument, NULL, 's'},
-    {"input-names", required_argument, NULL, 'i'},
-    {"output-names", required_argument, NULL, 'o'},
-    {"dynamic-axes", required_argument, NULL, 'd'},
-    {"emit", required_argument, NULL, 'e'},
-    {"external", required_argument, NULL, 'x'},
-    {"external-threshold", required_argument, NULL, 'X'},
-    {"external-layout", required_argument, NULL, 'L'},
-    {"threads", required_argument, NULL, 't'},
-    {"progress", required_argument, NULL, 'p'},
-    {"dry-run", no_argument, NULL, 'n'},
-    {"json", no_argument, NULL, 'j'},
-    {"verbose", no_argument, NULL, 'v'},
-    {"quiet", no_argument, NULL, 'q'},
-    {"help", no_argument, NULL, 'h'},
-    {0}};
+static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
+                                             {"config", required_argument, NULL, 'c'},
+                                             {"record", required_argument, NULL, 'r'},
+                                             {"save-path", required_argument, NULL, 's'},
+                                             {"input-names", required_argument, NULL, 'i'},
+                                             {"output-names", required_argument, NULL, 'o'},
+                                             {"dynamic-axes", required_argument, NULL, 'd'},
+                                             {"emit", required_argument, NULL, 'e'},
+                                             {"external", required_argument, NULL, 'x'},
+                                             {"external-threshold", required_argument, NULL, 'X'},
+                                             {"external-layout", required_argument, NULL, 'L'},
+                                             {"threads", required_argument, NULL, 't'},
+                                             {"progress", required_argument, NULL, 'p'},
+                                             {"dry-run", no_argument, NULL, 'n'},
+                                             {"json", no_argument, NULL, 'j'},
+                                             {"verbose", no_argument, NULL, 'v'},
+                                             {"quiet", no_argument, NULL, 'q'},
+                                             {"help", no_argument, NULL, 'h'},
+                                             {0}};
 
 /* Index of the word in a NULL-terminated list, or -1 after a message. */
 static int choose(const char *option, const char *word, const char *const *words)

@@ -75,8 +75,7 @@ static int print_as_text(const qf_model *model, const qf_model_info *info, const
     for (size_t i = 0; i < layers; i++)
         quantizable += qf_model_layer(model, i).quantizable;
     cli_put_text(stdout, path);
-    printf(": ir %lld, opset %lld, producer ", (long long)info->ir_version,
-           (long long)info->opset);
+    printf(": ir %lld, opset %lld, producer ", (long long)info->ir_version, (long long)info->opset);
     cli_put_text(stdout, info->producer_name);
     printf(" ");
     cli_put_text(stdout, info->producer_version);

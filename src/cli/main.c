@@ -16,13 +16,15 @@ static const struct {
 
 static void print_help(FILE *out)
 {
-    fprintf(out, "quantfold %s: from a QAT-trained ONNX model to what ships on the NPU\n\n"
-                 "usage: quantfold COMMAND [OPTIONS]\n\n",
+    fprintf(out,
+            "quantfold %s: from a QAT-trained ONNX model to what ships on the NPU\n\n"
+            "usage: quantfold COMMAND [OPTIONS]\n\n",
             qf_version());
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(out, "  %-8s  %s\n", commands[i].name, commands[i].summary);
-    fprintf(out, "\nquantfold COMMAND --help explains a command. Exit codes: 0 done, 1 the input or "
-                 "the\nrequest is wrong, 2 wrong usage, 3 the system failed, 130 interrupted.\n");
+    fprintf(out,
+            "\nquantfold COMMAND --help explains a command. Exit codes: 0 done, 1 the input or "
+            "the\nrequest is wrong, 2 wrong usage, 3 the system failed, 130 interrupted.\n");
 }
 
 int main(int argc, char **argv)

@@ -9,9 +9,10 @@
 #include "kernels.h"
 
 enum {
-    BLOCK = 64 * 1024,             /* elements: 256 KiB of float32, half of a small L2 */
-    TRANSPOSED_BLOCK = 512 * 1024, /* elements: wide enough to use whole cache lines of the source */
-    COPY_BLOCK = 1024 * 1024,      /* bytes */
+    BLOCK = 64 * 1024, /* elements: 256 KiB of float32, half of a small L2 */
+    TRANSPOSED_BLOCK =
+        512 * 1024,           /* elements: wide enough to use whole cache lines of the source */
+    COPY_BLOCK = 1024 * 1024, /* bytes */
 };
 
 /* A part of the output matrix. */
@@ -54,8 +55,8 @@ static bool is_flat(const qf_job *job)
 }
 
 /* Rows and columns of a block of a job that is not flat. Bands are even, so that pairs of rows, and
- * nibble pairs of whole rows, stay together. Columns are cut only where a pair of rows is too large,
- * and never for INT4_FLAT, whose bytes would straddle blocks. */
+ * nibble pairs of whole rows, stay together. Columns are cut only where a pair of rows is too
+ * large, and never for INT4_FLAT, whose bytes would straddle blocks. */
 static void block_shape(const qf_job *job, uint64_t *rows, uint64_t *cols)
 {
     uint64_t budget = job->transposed ? TRANSPOSED_BLOCK : BLOCK;
@@ -184,10 +185,11 @@ static qf_status refuse_nonfinite(const qf_job *job, uint64_t row, uint64_t col,
     while (i + 1 < n && isfinite(x[i]))
         i++;
     uint64_t index = job->transposed ? (col + i) * job->rows + row : row * job->cols + col + i;
-    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = job->file, .item = job->layer},
-                      "weight tensor '%s' holds %g at element %llu, which cannot be quantized; look "
-                      "at the training run",
-                      job->tensor, (double)x[i], (unsigned long long)index);
+    return qf_fail_at(
+        err, QF_ERR_INPUT, (qf_where){.file = job->file, .item = job->layer},
+        "weight tensor '%s' holds %g at element %llu, which cannot be quantized; look "
+        "at the training run",
+        job->tensor, (double)x[i], (unsigned long long)index);
 }
 
 /* ---- storing ---- */
@@ -239,9 +241,9 @@ static qf_status store_region(const qf_job *job, qf_job_output out, region r, qf
                             s->bytes + i * cols);
         for (size_t i = 0; i < r.rows / 2; i++) {
             bool whole = r.cols == job->cols;
-            qf_status status = write(
-                user, out.file, out.offset + (r.row / 2 + i) * job->cols + r.col,
-                s->bytes + i * cols, whole ? (size_t)(r.rows / 2) * cols : cols, err);
+            qf_status status =
+                write(user, out.file, out.offset + (r.row / 2 + i) * job->cols + r.col,
+                      s->bytes + i * cols, whole ? (size_t)(r.rows / 2) * cols : cols, err);
             if (status != QF_OK || whole)
                 return status;
         }
@@ -251,8 +253,8 @@ static qf_status store_region(const qf_job *job, qf_job_output out, region r, qf
         return store_flat(job, out, r.row * job->cols, (size_t)r.rows * cols, s, write, user, err);
     qf_scratch row = *s;
     for (uint64_t i = 0; i < r.rows; i++) {
-        qf_status status = store_flat(job, out, (r.row + i) * job->cols + r.col, cols, &row, write,
-                                      user, err);
+        qf_status status =
+            store_flat(job, out, (r.row + i) * job->cols + r.col, cols, &row, write, user, err);
         if (status != QF_OK)
             return status;
         row.ints += cols;
@@ -296,8 +298,8 @@ static void load_region(const qf_job *job, const qf_varint_index *index, region 
     size_t cols = (size_t)r.cols;
     if (!job->transposed) {
         for (size_t i = 0; i < r.rows; i++)
-            qf_source_floats(&job->source, index, job->data_type,
-                             (r.row + i) * job->cols + r.col, cols, s->values + i * cols);
+            qf_source_floats(&job->source, index, job->data_type, (r.row + i) * job->cols + r.col,
+                             cols, s->values + i * cols);
         return;
     }
     float run[256];

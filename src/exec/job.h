@@ -17,9 +17,9 @@ enum { QF_TARGETS = 2 };
 typedef enum qf_format {
     QF_FORMAT_NONE = 0,
     QF_FORMAT_INT8,
-    QF_FORMAT_INT4_FLAT, /* two neighbouring elements a byte, the last byte padded */
-    QF_FORMAT_INT4_ROWS, /* elements of rows 2i and 2i+1 share a byte of output row i */
-    QF_FORMAT_FLOAT,     /* the integers as float32 */
+    QF_FORMAT_INT4_FLAT,    /* two neighbouring elements a byte, the last byte padded */
+    QF_FORMAT_INT4_ROWS,    /* elements of rows 2i and 2i+1 share a byte of output row i */
+    QF_FORMAT_FLOAT,        /* the integers as float32 */
     QF_FORMAT_FLOAT_SCALED, /* the integers times their scale, float32 */
     QF_FORMAT_FLOAT_FOLDED, /* not quantized: the source times `fold`, float32 */
 } qf_format;

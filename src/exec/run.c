@@ -26,7 +26,8 @@ typedef struct run {
     uint64_t total;
     _Atomic uint64_t done;
     _Atomic bool stop;
-    size_t failed; /* item of the error held, SIZE_MAX if none; guarded by the critical section */
+    omp_lock_t lock; /* guards what follows; a critical section would export a symbol */
+    size_t failed;   /* item of the error held, SIZE_MAX if none */
     qf_status status;
     qf_error *err;
 } run;
@@ -70,8 +71,8 @@ static qf_status prepare(run *r)
     for (size_t i = 0; i < w->job_count; i++) {
         const qf_job *job = w->jobs[i];
         qf_varint_index *index = &r->indexes[i];
-        qf_status status = qf_varint_index_build(&job->source, job->rows * job->cols, job->tensor,
-                                                 index, r->err);
+        qf_status status =
+            qf_varint_index_build(&job->source, job->rows * job->cols, job->tensor, index, r->err);
         if (status != QF_OK)
             return status;
         if (!add_items(r, (item){.job = job, .index = index}, qf_job_blocks(job),
@@ -117,11 +118,11 @@ static qf_status run_item(const run *r, const item *it, qf_scratch *scratch, qf_
     qf_status status = QF_OK;
     for (uint64_t b = it->first; status == QF_OK && b < it->first + it->count; b++) {
         if (it->job)
-            status = qf_job_run_block(it->job, it->index, b, scratch, write_out,
-                                      (void *)r->stage, err);
+            status =
+                qf_job_run_block(it->job, it->index, b, scratch, write_out, (void *)r->stage, err);
         else
-            status = qf_copy_run_block(it->copy, it->index, b, scratch, write_out,
-                                       (void *)r->stage, err);
+            status = qf_copy_run_block(it->copy, it->index, b, scratch, write_out, (void *)r->stage,
+                                       err);
     }
     const qf_span *source = it->job ? &it->job->source : &it->copy->source;
     uint64_t blocks = it->job ? qf_job_blocks(it->job) : qf_copy_blocks(it->copy);
@@ -157,13 +158,14 @@ static void report(run *r, const item *it, double *last)
 static void note_failure(run *r, size_t i, qf_status status, const qf_error *err)
 {
     atomic_store(&r->stop, true);
-#pragma omp critical(qf_run_error)
+    omp_set_lock(&r->lock);
     if (i < r->failed) {
         r->failed = i;
         r->status = status;
         if (r->err)
             *r->err = *err;
     }
+    omp_unset_lock(&r->lock);
 }
 
 static void sweep(run *r)
@@ -191,6 +193,7 @@ static void sweep(run *r)
 qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err)
 {
     run r = {.work = work, .stage = stage, .failed = SIZE_MAX, .err = err};
+    omp_init_lock(&r.lock);
     qf_status status = prepare(&r);
     if (status == QF_OK && work->progress && !work->progress(0, r.total, "", work->progress_user))
         status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
@@ -205,6 +208,7 @@ qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err)
         status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
     for (size_t i = 0; r.indexes && i < work->job_count + work->copy_count; i++)
         qf_varint_index_release(&r.indexes[i]);
+    omp_destroy_lock(&r.lock);
     free(r.indexes);
     free(r.items);
     return status;

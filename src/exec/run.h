@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The executor: runs all jobs and copies of an export on all cores, in one sweep over the source. */
+/* The executor: runs all jobs and copies of an export on all cores, in one sweep over the source.
+ */
 #ifndef QF_EXEC_RUN_H
 #define QF_EXEC_RUN_H
 

@@ -38,8 +38,7 @@ qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix
     if (strcmp(base, ".") == 0 || strcmp(base, "..") == 0) {
         /* without a slash behind them these name a folder, whose own name becomes the prefix */
         if (!realpath(path, real))
-            return qf_fail_at(err, QF_ERR_INPUT,
-                              (qf_where){.file = save_path, .sys_errno = errno},
+            return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = save_path, .sys_errno = errno},
                               "cannot resolve the save path");
         path = real;
         n = strlen(path);
@@ -296,8 +295,8 @@ qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, c
         if (done <= 0) {
             int e = done < 0 ? errno : ENOSPC;
             char *path = join(stage->folder, file->name);
-            qf_status status = qf_fail_errno(err, path ? path : file->name, e,
-                                             "cannot write the output file");
+            qf_status status =
+                qf_fail_errno(err, path ? path : file->name, e, "cannot write the output file");
             free(path);
             return status;
         }

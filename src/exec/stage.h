@@ -25,8 +25,8 @@ typedef struct qf_stage_file {
 } qf_stage_file;
 
 typedef struct qf_stage {
-    char *folder;   /* destination */
-    char *partial;  /* path of the staging folder */
+    char *folder;  /* destination */
+    char *partial; /* path of the staging folder */
     int folder_fd, partial_fd;
     qf_stage_file *files;
     size_t count, cap;
@@ -48,7 +48,8 @@ qf_status qf_stage_commit(qf_stage *stage, qf_error *err);
 /* Releases the stage; without a commit, removes all that it made. */
 void qf_stage_close(qf_stage *stage);
 
-/* Splits a save path as the reference does: "" -> (cwd, ""), "a/b" -> ("a", "b"), "a/" -> ("a", ""),
+/* Splits a save path as the reference does: "" -> (cwd, ""), "a/b" -> ("a", "b"), "a/" -> ("a",
+ * ""),
  * "." and ".." name the folder itself by its real path. *folder and *prefix are malloc'ed. */
 qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix, qf_error *err);
 /* Bytes that can still be written to the file system of `folder` or of its nearest existing parent;

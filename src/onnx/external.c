@@ -139,7 +139,8 @@ static qf_status resolve(Onnx__TensorProto *tensor, void *user)
 
     uint64_t count;
     if (!qf_dims_count(tensor->dims, tensor->n_dims, &count) || !qf_dtype_bits(tensor->data_type))
-        return refuse(r, tensor, "an external tensor needs valid dims and a fixed-size %s", "dtype");
+        return refuse(r, tensor, "an external tensor needs valid dims and a fixed-size %s",
+                      "dtype");
     uint64_t want = qf_raw_bytes(tensor->data_type, count);
     const qf_file *f = &r->model->files[file];
     uint64_t available = entry.offset <= f->size ? f->size - entry.offset : 0;
@@ -156,13 +157,12 @@ static qf_status resolve(Onnx__TensorProto *tensor, void *user)
                           (unsigned long long)f->size);
 
     size_t index = qf_payloads_add(
-        &r->model->payloads,
-        (qf_payload){.kind = QF_PAYLOAD_SPAN,
-                     .field = QF_FIELD_RAW_DATA,
-                     .span = {f->data ? f->data + entry.offset : NULL, want, QF_FIELD_RAW_DATA,
-                              (int)file, entry.offset},
-                     .raw_length = want,
-                     .was_external = true});
+        &r->model->payloads, (qf_payload){.kind = QF_PAYLOAD_SPAN,
+                                          .field = QF_FIELD_RAW_DATA,
+                                          .span = {f->data ? f->data + entry.offset : NULL, want,
+                                                   QF_FIELD_RAW_DATA, (int)file, entry.offset},
+                                          .raw_length = want,
+                                          .was_external = true});
     if (index == SIZE_MAX || !qf_tensor_set_payload(&r->model->arena, tensor, index))
         return qf_fail_memory(r->err);
     return QF_OK;

@@ -29,15 +29,15 @@ struct qf_value {
     qf_node *producer; /* NULL for graph inputs and initializers */
     Onnx__TensorProto *init;
     Onnx__SparseTensorProto *sparse;
-    Onnx__ValueInfoProto *input;      /* its entry in graph.input, if it is a graph input */
-    Onnx__ValueInfoProto *info;       /* its entry in graph.value_info, if any */
-    Onnx__ValueInfoProto **results;   /* entries in graph.output that it feeds */
+    Onnx__ValueInfoProto *input;    /* its entry in graph.input, if it is a graph input */
+    Onnx__ValueInfoProto *info;     /* its entry in graph.value_info, if any */
+    Onnx__ValueInfoProto **results; /* entries in graph.output that it feeds */
     size_t result_count, result_cap;
     qf_use *uses; /* in node order, later ones appended */
     size_t use_count, use_cap;
-    bool retyped;    /* dtype or shape changed: its value_info no longer holds */
-    bool dropped;    /* an initializer that is not written */
-    qf_value *next;  /* in order of creation */
+    bool retyped;   /* dtype or shape changed: its value_info no longer holds */
+    bool dropped;   /* an initializer that is not written */
+    qf_value *next; /* in order of creation */
 };
 
 struct qf_node {

@@ -148,8 +148,9 @@ static qf_status link_inputs(builder *b, qf_node *node)
             continue;
         qf_value *value = qf_graph_find(node->graph, name);
         if (!value)
-            return refuse(b, node->name, "the node reads tensor '%s', which nothing in the model "
-                                         "produces",
+            return refuse(b, node->name,
+                          "the node reads tensor '%s', which nothing in the model "
+                          "produces",
                           name);
         if (!qf_node_set_input(b->ir, node, i, value))
             return qf_fail_memory(b->err);

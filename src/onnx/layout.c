@@ -10,8 +10,8 @@
 #include "onnx/splice.h"
 
 enum {
-    PAGE = 4096,          /* alignment of tensors in a single external file */
-    ALWAYS_MIN = 1024,    /* bytes: tensors below stay inline under QF_EXTERNAL_ALWAYS */
+    PAGE = 4096,       /* alignment of tensors in a single external file */
+    ALWAYS_MIN = 1024, /* bytes: tensors below stay inline under QF_EXTERNAL_ALWAYS */
     NAME_LIMIT = NAME_MAX,
 };
 
@@ -304,8 +304,8 @@ static qf_status choose_external(layouter *l)
     for (size_t i = 0; i < l->tensor_count; i++) {
         Onnx__TensorProto *tensor = l->tensors[i];
         const qf_payload *p = payload_of(l, tensor);
-        bool chosen = p->was_external ||
-                      (r->external == QF_EXTERNAL_ALWAYS && p->raw_length >= ALWAYS_MIN);
+        bool chosen =
+            p->was_external || (r->external == QF_EXTERNAL_ALWAYS && p->raw_length >= ALWAYS_MIN);
         if (chosen && can_be_external(l, tensor)) {
             qf_status status = make_external(l, tensor);
             if (status != QF_OK)
@@ -342,9 +342,9 @@ static qf_status lay_out_graph(layouter *l, qf_spliced *spliced, int file)
         offset += hole->literal_before;
         used += hole->literal_before;
         if (status == QF_OK)
-            status = place(l, &(Onnx__TensorProto){.name = (char *)"(inline)",
-                                                   .data_type = hole->data_type},
-                           hole->payload, file, offset, false);
+            status = place(
+                l, &(Onnx__TensorProto){.name = (char *)"(inline)", .data_type = hole->data_type},
+                hole->payload, file, offset, false);
         offset += hole->length;
     }
     if (status == QF_OK)

@@ -34,7 +34,7 @@ typedef struct qf_layout {
     size_t literal_count, literal_cap;
     qf_copy *copies;
     size_t copy_count, copy_cap;
-    size_t *copy_of;  /* payload index -> index into copies + 1, so that both targets share one */
+    size_t *copy_of; /* payload index -> index into copies + 1, so that both targets share one */
     size_t copy_of_count;
     unsigned char **buffers; /* literal bytes, one per model */
     size_t buffer_count, buffer_cap;
@@ -59,8 +59,8 @@ qf_status qf_layout_add_verbatim(qf_layout *layout, const qf_file *source,
 void qf_layout_release(qf_layout *layout);
 
 /* File name of an external tensor, before any suffix. Safe names stand as they are; in others '/',
- * '\', '%', '~', control characters and a leading '.' become %XX, which can be read back. `limit` is
- * the room in bytes; a longer name is cut and ends in '~' and the 128-bit hash of the whole. */
+ * '\', '%', '~', control characters and a leading '.' become %XX, which can be read back. `limit`
+ * is the room in bytes; a longer name is cut and ends in '~' and the 128-bit hash of the whole. */
 char *qf_external_name(qf_arena *arena, const char *tensor, size_t limit);
 
 #endif

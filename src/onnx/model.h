@@ -7,14 +7,14 @@
 #include "onnx/payload.h"
 
 struct qf_model {
-    char *folder;        /* real path of the folder that external locations are relative to */
-    qf_file *files;      /* [0] is the .onnx, the others hold external data */
+    char *folder;   /* real path of the folder that external locations are relative to */
+    qf_file *files; /* [0] is the .onnx, the others hold external data */
     size_t file_count, file_cap;
     qf_payloads payloads;
     unsigned char *skeleton; /* serialized ModelProto, external tensors with payloads as well */
     size_t skeleton_length;
     qf_arena arena;
-    Onnx__ModelProto *proto; /* the skeleton unpacked; not to be modified */
+    Onnx__ModelProto *proto;      /* the skeleton unpacked; not to be modified */
     struct qf_layer_scan *layers; /* made on demand by quant/inspect.c */
 };
 

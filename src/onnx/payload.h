@@ -40,7 +40,7 @@ typedef struct qf_span {
     /* How the bytes encode the elements: QF_FIELD_RAW_DATA, _FLOAT_DATA and _DOUBLE_DATA are plain
      * little-endian elements, the integer fields are varints. */
     int field;
-    int file;       /* index of the source file; 0 is the .onnx */
+    int file;        /* index of the source file; 0 is the .onnx */
     uint64_t offset; /* in that file, for messages */
 } qf_span;
 
@@ -54,13 +54,13 @@ struct qf_job;
 
 typedef struct qf_payload {
     qf_payload_kind kind;
-    int field;               /* data field of TensorProto it is written to when inline */
-    qf_span span;            /* SPAN; for JOB: the source */
-    const void *bytes;       /* BYTES; as long as the table */
-    uint64_t raw_length;     /* bytes as raw little-endian elements; for varint SPANs from dims */
-    struct qf_job *job;      /* JOB */
-    int output;              /* JOB: which of the job's outputs */
-    bool was_external;       /* the source kept this tensor outside the .onnx */
+    int field;           /* data field of TensorProto it is written to when inline */
+    qf_span span;        /* SPAN; for JOB: the source */
+    const void *bytes;   /* BYTES; as long as the table */
+    uint64_t raw_length; /* bytes as raw little-endian elements; for varint SPANs from dims */
+    struct qf_job *job;  /* JOB */
+    int output;          /* JOB: which of the job's outputs */
+    bool was_external;   /* the source kept this tensor outside the .onnx */
 } qf_payload;
 
 typedef struct qf_payloads {

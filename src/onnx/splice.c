@@ -12,7 +12,7 @@ typedef struct splicer {
     uint64_t *sizes; /* of nested messages, in the order in which they are entered */
     size_t size_count, size_cap, next_size;
     size_t literal_mark; /* literal_length at the last hole */
-    bool memory; /* ran out */
+    bool memory;         /* ran out */
 } splicer;
 
 /* ---- payload fields ---- */
@@ -69,7 +69,8 @@ uint64_t qf_payload_marker_size(size_t index)
 static const ProtobufCMessageDescriptor *nested(const ProtobufCMessageDescriptor *desc,
                                                 const qf_wire_field *f)
 {
-    const ProtobufCFieldDescriptor *field = protobuf_c_message_descriptor_get_field(desc, f->number);
+    const ProtobufCFieldDescriptor *field =
+        protobuf_c_message_descriptor_get_field(desc, f->number);
     bool message = field && field->type == PROTOBUF_C_TYPE_MESSAGE && f->type == QF_WIRE_LEN;
     return message ? field->descriptor : NULL;
 }

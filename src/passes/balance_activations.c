@@ -20,7 +20,7 @@ static bool set_type(qf_pass *p, Onnx__TensorProto *tensor, int32_t type)
             memcpy(raw + 8 * i, &d, sizeof d);
         } else {
             uint16_t h = type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16 ? qf_float_to_half(f)
-                                                                       : qf_float_to_bfloat(f);
+                                                                        : qf_float_to_bfloat(f);
             memcpy(raw + 2 * i, &h, sizeof h);
         }
     }
@@ -48,15 +48,15 @@ static qf_status balance(qf_pass *p, const qf_layer *layer)
     const char *name = qf_pass_name(p, layer->name, "mul");
     if (!constant || !name)
         return qf_fail_memory(p->err);
-    qf_value *factor = qf_pass_add_constant(p, constant, inverse, dims, rank,
-                                            "tensor_balance_factor", node);
+    qf_value *factor =
+        qf_pass_add_constant(p, constant, inverse, dims, rank, "tensor_balance_factor", node);
     qf_node *mul = factor ? qf_ir_add_node(p->ir, node->graph, "Mul", name, node) : NULL;
     const char *output = mul ? qf_pass_name(p, name, "output0") : NULL;
     qf_value *product = output ? qf_node_add_output(p->ir, mul, output) : NULL;
-    if (!product || !(mul->proto->doc_string = qf_arena_strdup(p->ir->arena,
-                                                               "mul of the dmq_balancer")) ||
-        !qf_node_add_input(p->ir, mul, node->inputs[0]) ||
-        !qf_node_add_input(p->ir, mul, factor) || !qf_node_set_input(p->ir, node, 0, product))
+    if (!product ||
+        !(mul->proto->doc_string = qf_arena_strdup(p->ir->arena, "mul of the dmq_balancer")) ||
+        !qf_node_add_input(p->ir, mul, node->inputs[0]) || !qf_node_add_input(p->ir, mul, factor) ||
+        !qf_node_set_input(p->ir, node, 0, product))
         return qf_fail_memory(p->err);
     if (layer->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT &&
         !set_type(p, qf_value_constant(factor), layer->float_type))

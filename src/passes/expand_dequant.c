@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fake_quant: AscendDequant becomes a Mul by the scales that the packed parameter holds (facts 5.3). */
+/* fake_quant: AscendDequant becomes a Mul by the scales that the packed parameter holds
+ * (facts 5.3). */
 #include <string.h>
 
 #include "passes/passes.h"
@@ -55,8 +56,8 @@ static bool expand(qf_pass *p, qf_node *dequant)
         return false;
     for (size_t i = 0; i < layer->dequant_count; i++)
         scales[i] = masked(layer->dequant[i], layer->dequant_mask);
-    qf_value *factor = qf_pass_add_constant(p, constant, scales, dims, rank,
-                                            "scale of the Fake dequant", dequant);
+    qf_value *factor =
+        qf_pass_add_constant(p, constant, scales, dims, rank, "scale of the Fake dequant", dequant);
     if (!factor || !qf_pass_share_constant(p, dequant, 1, factor) ||
         !qf_node_rename(ir, dequant, name) ||
         (!dequant->outputs[0]->result_count && !qf_value_rename(ir, dequant->outputs[0], output)))

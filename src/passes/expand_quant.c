@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * fake_quant: AscendQuant becomes y = clip(round(x * scale) + offset, min, max) - offset in ONNX
- * operators (facts 5.1). Round is new in opset 11 and Clip takes its bounds as inputs from there on.
- * In older models (the reference writes invalid ones for them) adding and subtracting 1.5 * 2^23
- * rounds to even just as well: where that sum is not exact, the value is far outside the clip range.
+ * operators (facts 5.1). Round is new in opset 11 and Clip takes its bounds as inputs from there
+ * on. In older models (the reference writes invalid ones for them) adding and subtracting 1.5 *
+ * 2^23 rounds to even just as well: where that sum is not exact, the value is far outside the clip
+ * range.
  */
 #include <string.h>
 
@@ -30,8 +31,7 @@ static int64_t default_opset(const qf_ir *ir)
 static qf_value *constant(expansion *e, const char *suffix, float value, const char *doc)
 {
     const char *name = qf_pass_name(e->p, e->prefix, suffix);
-    qf_value *out =
-        name ? qf_pass_add_constant(e->p, name, &value, NULL, 0, doc, e->before) : NULL;
+    qf_value *out = name ? qf_pass_add_constant(e->p, name, &value, NULL, 0, doc, e->before) : NULL;
     e->failed |= !out;
     return out;
 }
@@ -93,8 +93,8 @@ static bool expand(qf_pass *p, qf_node *quant, bool modern)
         return false;
     if (tag->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) {
         qf_node *cast = step(&e, "Cast", "cast", NULL, NULL, "cast of the Fakequant");
-        e.failed |= !cast || !qf_node_set_int(p->ir, cast, "to",
-                                              ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT);
+        e.failed |=
+            !cast || !qf_node_set_int(p->ir, cast, "to", ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT);
     }
     qf_value *scale = constant(&e, "scale", 1.0f / tag->scale_d, "scale of the Fakequant");
     qf_value *offset = constant(&e, "offset", (float)tag->offset, "offset of the Fakequant");

@@ -5,13 +5,13 @@
 
 enum { INPUT_X = 0, INPUT_INITIAL_H = 5 };
 
-static bool wrap(qf_pass *p, const qf_layer *layer, size_t input, const char *suffix,
-                 float scale, int32_t offset)
+static bool wrap(qf_pass *p, const qf_layer *layer, size_t input, const char *suffix, float scale,
+                 int32_t offset)
 {
     qf_ir *ir = p->ir;
     qf_node *node = qf_pass_node(p, layer);
-    qf_quant_tag tag = {layer->name, scale, offset, layer->act_bits, layer->act_type,
-                        layer->float_type};
+    qf_quant_tag tag = {layer->name,     scale,           offset,
+                        layer->act_bits, layer->act_type, layer->float_type};
     const char *quant_suffix = qf_arena_printf(ir->arena, "quant%s", suffix);
     const char *anti_suffix = qf_arena_printf(ir->arena, "anti_quant%s.fake_antiquant", suffix);
     const char *quant = quant_suffix ? qf_pass_name(p, layer->name, quant_suffix) : NULL;
@@ -21,14 +21,14 @@ static bool wrap(qf_pass *p, const qf_layer *layer, size_t input, const char *su
     const char *output = name ? qf_pass_name(p, name, "output0") : NULL;
     if (!quant || !constant || !output || !qf_pass_add_quant(p, quant, tag, node, input))
         return false;
-    qf_value *factor = qf_pass_add_constant(p, constant, &scale, NULL, 0,
-                                            "scale of the Fake antiquant", node);
+    qf_value *factor =
+        qf_pass_add_constant(p, constant, &scale, NULL, 0, "scale of the Fake antiquant", node);
     qf_node *mul = factor ? qf_ir_add_node(ir, node->graph, "Mul", name, node) : NULL;
     qf_value *out = mul ? qf_node_add_output(ir, mul, output) : NULL;
     if (!out || !(mul->proto->doc_string = qf_arena_strdup(ir->arena, "mul of the Fake antiquant")))
         return false;
-    return qf_node_add_input(ir, mul, node->inputs[input]) &&
-           qf_node_add_input(ir, mul, factor) && qf_node_set_input(ir, node, input, out);
+    return qf_node_add_input(ir, mul, node->inputs[input]) && qf_node_add_input(ir, mul, factor) &&
+           qf_node_set_input(ir, node, input, out);
 }
 
 qf_status qf_pass_fake_quant_rnn(qf_pass *p)

@@ -63,8 +63,8 @@ static bool matches(const qf_plan *plan, qf_node *bn, fold *f)
     f->bn = bn;
     f->quantized = record != NULL;
     f->weight = qf_value_constant(conv->inputs[1]);
-    if (!f->weight || f->weight->n_dims < 3 || f->weight->dims[0] <= 0 ||
-        source->use_count != 1 || conv->inputs[1]->use_count != 1)
+    if (!f->weight || f->weight->n_dims < 3 || f->weight->dims[0] <= 0 || source->use_count != 1 ||
+        conv->inputs[1]->use_count != 1)
         return false;
     f->channels = (size_t)f->weight->dims[0];
     /* a float conv keeps its dtype, so only float32 can be folded there */
@@ -152,8 +152,8 @@ static bool set_weight(qf_plan *plan, qf_ir *ir, const fold *f, const float *fac
 static bool set_bias(qf_plan *plan, qf_ir *ir, const fold *f, const float *bias)
 {
     int64_t dims[] = {(int64_t)f->channels};
-    size_t payload = qf_plan_add_bytes(plan, QF_FIELD_RAW_DATA, bias, f->channels * sizeof *bias,
-                                       false);
+    size_t payload =
+        qf_plan_add_bytes(plan, QF_FIELD_RAW_DATA, bias, f->channels * sizeof *bias, false);
     Onnx__TensorProto *tensor =
         qf_tensor_new(ir->arena, ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT, dims, 1);
     if (payload == SIZE_MAX || !tensor || !qf_tensor_set_payload(ir->arena, tensor, payload))

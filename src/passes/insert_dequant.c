@@ -31,14 +31,13 @@ static qf_status insert(qf_pass *p, const qf_layer *layer)
     const char *name = qf_pass_name(p, layer->name, "dequant");
     const char *output = name ? qf_pass_name(p, name, "output0") : NULL;
     const char *renamed = qf_arena_printf(ir->arena, "%s_output0", last->name);
-    qf_node *dequant = name ? qf_ir_add_node(ir, last->graph, "AscendDequant", name, last->next)
-                            : NULL;
+    qf_node *dequant =
+        name ? qf_ir_add_node(ir, last->graph, "AscendDequant", name, last->next) : NULL;
     qf_value *out = dequant && output ? qf_node_add_output(ir, dequant, output) : NULL;
     qf_value *param = out && renamed ? qf_pass_add_dequant_param(p, layer, last->graph) : NULL;
     if (!param || !qf_value_move_uses(ir, value, out, NULL) ||
-        !qf_value_move_results(ir, value, out, renamed) ||
-        !qf_node_add_input(ir, dequant, value) || !qf_node_add_input(ir, dequant, param) ||
-        !qf_node_set_int(ir, dequant, "dtype", 0))
+        !qf_value_move_results(ir, value, out, renamed) || !qf_node_add_input(ir, dequant, value) ||
+        !qf_node_add_input(ir, dequant, param) || !qf_node_set_int(ir, dequant, "dtype", 0))
         return qf_fail_memory(p->err);
     dequant->tag = (void *)layer;
     if (layer->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)

@@ -150,8 +150,8 @@ static qf_status apply_axis(namer *n, const qf_io_spec *io, size_t index)
         return QF_OK;
     }
     if (!label)
-        label = qf_arena_printf(n->ir->arena, "%s_dynamic_axes_%zu", axis->tensor,
-                                position(io, index));
+        label =
+            qf_arena_printf(n->ir->arena, "%s_dynamic_axes_%zu", axis->tensor, position(io, index));
     if (!label)
         return qf_fail_memory(n->err);
     for (int s = 0; s < 2; s++) {
@@ -161,12 +161,14 @@ static qf_status apply_axis(namer *n, const qf_io_spec *io, size_t index)
             Onnx__TensorShapeProto *shape = shape_of(n->infos[s][i]);
             found = true;
             if (!shape)
-                refuse(n, "dynamic_axes", "'%s' has no shape in the model, so axis %lld means "
-                                          "nothing",
+                refuse(n, "dynamic_axes",
+                       "'%s' has no shape in the model, so axis %lld means "
+                       "nothing",
                        axis->tensor, (long long)axis->axis);
             else if ((uint64_t)axis->axis >= shape->n_dim)
-                refuse(n, "dynamic_axes", "'%s': axis %lld is out of range; the tensor has %zu "
-                                          "dimensions",
+                refuse(n, "dynamic_axes",
+                       "'%s': axis %lld is out of range; the tensor has %zu "
+                       "dimensions",
                        axis->tensor, (long long)axis->axis, shape->n_dim);
             else if (!set_symbolic(n, shape->dim[axis->axis], label))
                 return qf_fail_memory(n->err);

@@ -37,11 +37,8 @@ qf_status qf_passes_run(qf_plan *plan, qf_ir *ir, qf_target target, qf_error *er
     const pass_fn *list = target == QF_DEPLOY ? deploy_passes : fake_quant_passes;
     size_t count = target == QF_DEPLOY ? sizeof deploy_passes / sizeof *deploy_passes
                                        : sizeof fake_quant_passes / sizeof *fake_quant_passes;
-    qf_pass p = {.plan = plan,
-                 .ir = ir,
-                 .target = target,
-                 .path = plan->model->files[0].path,
-                 .err = err};
+    qf_pass p = {
+        .plan = plan, .ir = ir, .target = target, .path = plan->model->files[0].path, .err = err};
     p.new_weights = calloc(2 * plan->layer_count + 1, sizeof *p.new_weights);
     qf_status status = p.new_weights ? QF_OK : qf_fail_memory(err);
     for (size_t i = 0; status == QF_OK && i < count; i++)

@@ -40,19 +40,19 @@ typedef struct qf_wish {
 /* Runs a target's passes. */
 qf_status qf_passes_run(qf_plan *plan, qf_ir *ir, qf_target target, qf_error *err);
 
-qf_status qf_pass_gemm_trans_b(qf_pass *p);         /* transB = 1 -> 0; the job transposes */
-qf_status qf_pass_balance_activations(qf_pass *p);  /* Mul by 1 / tensor_balance_factor */
-qf_status qf_pass_insert_quant(qf_pass *p);         /* AscendQuant before each layer */
-qf_status qf_pass_quantize_weights(qf_pass *p);     /* weights become the jobs' outputs */
-qf_status qf_pass_insert_dequant(qf_pass *p);       /* AscendDequant behind each layer */
-qf_status qf_pass_quantize_bias(qf_pass *p);        /* bias becomes int32, or its float form */
-qf_status qf_pass_fuse_quant(qf_pass *p);           /* equal AscendQuants of one tensor -> one */
-qf_status qf_pass_replace_rnn(qf_pass *p);          /* deploy: LSTM, GRU -> Basic*WindowCache */
-qf_status qf_pass_strip_attributes(qf_pass *p);     /* op_data_type */
-qf_status qf_pass_fake_quant_rnn(qf_pass *p);       /* fake_quant: quantize X and initial_h */
-qf_status qf_pass_expand_quant(qf_pass *p);         /* fake_quant: AscendQuant -> ONNX operators */
-qf_status qf_pass_expand_dequant(qf_pass *p);       /* fake_quant: AscendDequant -> Mul */
-qf_status qf_pass_hoist_constants(qf_pass *p);      /* large Constant nodes -> initializers */
+qf_status qf_pass_gemm_trans_b(qf_pass *p);        /* transB = 1 -> 0; the job transposes */
+qf_status qf_pass_balance_activations(qf_pass *p); /* Mul by 1 / tensor_balance_factor */
+qf_status qf_pass_insert_quant(qf_pass *p);        /* AscendQuant before each layer */
+qf_status qf_pass_quantize_weights(qf_pass *p);    /* weights become the jobs' outputs */
+qf_status qf_pass_insert_dequant(qf_pass *p);      /* AscendDequant behind each layer */
+qf_status qf_pass_quantize_bias(qf_pass *p);       /* bias becomes int32, or its float form */
+qf_status qf_pass_fuse_quant(qf_pass *p);          /* equal AscendQuants of one tensor -> one */
+qf_status qf_pass_replace_rnn(qf_pass *p);         /* deploy: LSTM, GRU -> Basic*WindowCache */
+qf_status qf_pass_strip_attributes(qf_pass *p);    /* op_data_type */
+qf_status qf_pass_fake_quant_rnn(qf_pass *p);      /* fake_quant: quantize X and initial_h */
+qf_status qf_pass_expand_quant(qf_pass *p);        /* fake_quant: AscendQuant -> ONNX operators */
+qf_status qf_pass_expand_dequant(qf_pass *p);      /* fake_quant: AscendDequant -> Mul */
+qf_status qf_pass_hoist_constants(qf_pass *p);     /* large Constant nodes -> initializers */
 
 /* ---- what passes share ---- */
 
@@ -66,10 +66,10 @@ qf_value *qf_pass_replace_constant(qf_pass *p, qf_node *node, size_t index,
                                    Onnx__TensorProto *tensor, const char *name);
 /* Makes input `index` of `node` the existing `value`, dropping the constant there if unused. */
 bool qf_pass_share_constant(qf_pass *p, qf_node *node, size_t index, qf_value *value);
-/* A Constant node `name` before `before`, output <name>.output0, of `count` float32 in float_data. */
+/* A Constant node `name` before `before`, output <name>.output0, of `count` float32 in float_data.
+ */
 qf_value *qf_pass_add_constant(qf_pass *p, const char *name, const float *values,
-                               const int64_t *dims, size_t rank, const char *doc,
-                               qf_node *before);
+                               const int64_t *dims, size_t rank, const char *doc, qf_node *before);
 /* A tensor whose data is a payload. NULL when memory is exhausted. */
 Onnx__TensorProto *qf_pass_payload_tensor(qf_pass *p, int32_t data_type, const int64_t *dims,
                                           size_t rank, size_t payload);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Biases become int32 in deploy and the same numbers as float32 in fake_quant (facts 4.4, 5.5). With
- * 4-bit activations the deploy graph casts them to float in front of the layer. */
+/* Biases become int32 in deploy and the same numbers as float32 in fake_quant (facts 4.4, 5.5).
+ * With 4-bit activations the deploy graph casts them to float in front of the layer. */
 #include "passes/passes.h"
 
 static bool insert_cast(qf_pass *p, const qf_layer *layer, qf_node *user, size_t input)

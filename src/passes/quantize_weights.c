@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Weights become the output of their jobs: int8 or packed int4 in deploy, float in fake_quant
- * (facts 4.3, 5.2). A tensor that other nodes use as well is left to them; the layer gets its own. */
+ * (facts 4.3, 5.2). A tensor that other nodes use as well is left to them; the layer gets its own.
+ */
 #include "passes/passes.h"
 
 /* The Transpose before a layer's weight, of the layer's own: one that others read is cloned. */
@@ -21,8 +22,7 @@ static qf_node *own_transpose(qf_pass *p, qf_node *node)
     return clone;
 }
 
-static bool set_weight(qf_pass *p, const qf_layer *layer, size_t which, qf_node *user,
-                       size_t input)
+static bool set_weight(qf_pass *p, const qf_layer *layer, size_t which, qf_node *user, size_t input)
 {
     const qf_weight *w = &layer->weights[which];
     size_t self = (size_t)(layer - p->plan->layers);
@@ -34,11 +34,12 @@ static bool set_weight(qf_pass *p, const qf_layer *layer, size_t which, qf_node 
             return qf_pass_share_constant(p, user, input, value);
         }
     }
-    Onnx__TensorProto *tensor = qf_pass_payload_tensor(
-        p, deploy ? w->deploy_type : ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT,
-        deploy ? w->packed_dims : w->dims, w->rank, w->payload[p->target]);
+    Onnx__TensorProto *tensor =
+        qf_pass_payload_tensor(p, deploy ? w->deploy_type : ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT,
+                               deploy ? w->packed_dims : w->dims, w->rank, w->payload[p->target]);
     const char *name = qf_pass_name(p, layer->name, which ? "recurrence_weight" : "weight");
-    qf_value *value = tensor && name ? qf_pass_replace_constant(p, user, input, tensor, name) : NULL;
+    qf_value *value =
+        tensor && name ? qf_pass_replace_constant(p, user, input, tensor, name) : NULL;
     p->new_weights[2 * self + which] = value;
     return value != NULL;
 }

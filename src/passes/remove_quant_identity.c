@@ -12,8 +12,7 @@
 static bool is_marker(const qf_node *node)
 {
     return node->proto->op_type && strcmp(node->proto->op_type, "QuantIdentity") == 0 &&
-           node->input_count == 1 && node->output_count == 1 && node->inputs[0] &&
-           node->outputs[0];
+           node->input_count == 1 && node->output_count == 1 && node->inputs[0] && node->outputs[0];
 }
 
 static const char *text_attribute(qf_ir *ir, const qf_node *node, const char *name)

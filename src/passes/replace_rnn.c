@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Deploy: LSTM and GRU become the NPU's operators with all quantization parameters on the node
- * (facts 4.6). The reference writes the attributes in an order that changes from run to run; here it
- * is the order of the facts. */
+ * (facts 4.6). The reference writes the attributes in an order that changes from run to run; here
+ * it is the order of the facts. */
 #include <string.h>
 
 #include "passes/passes.h"
@@ -16,8 +16,8 @@ static bool set_inputs(qf_pass *p, const qf_layer *layer, qf_node *node)
 {
     bool lstm = layer->op == QF_OP_LSTM;
     const int *order = lstm ? lstm_inputs : gru_inputs;
-    size_t count = lstm ? sizeof lstm_inputs / sizeof *lstm_inputs
-                        : sizeof gru_inputs / sizeof *gru_inputs;
+    size_t count =
+        lstm ? sizeof lstm_inputs / sizeof *lstm_inputs : sizeof gru_inputs / sizeof *gru_inputs;
     qf_value *param = qf_pass_add_dequant_param(p, layer, node->graph), *old[8] = {0};
     if (!param)
         return false;
@@ -56,16 +56,16 @@ static bool default_attribute(qf_pass *p, qf_node *node, const char *name)
                                  : ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__FLOATS);
 }
 
-/* Keeps the attributes that the new operator knows and adds the defaults of those that are absent. */
+/* Keeps the attributes that the new operator knows and adds the defaults of those that are absent.
+ */
 static bool set_attributes(qf_pass *p, const qf_layer *layer, qf_node *node)
 {
-    static const char *const lstm_names[] = {"hidden_size", "activation_alpha", "activation_beta",
-                                             "activations", "clip",             "direction",
-                                             "input_forget"};
-    static const char *const gru_names[] = {"hidden_size",        "activation_alpha",
-                                            "activation_beta",    "activations",
-                                            "clip",               "direction",
-                                            "linear_before_reset"};
+    static const char *const lstm_names[] = {
+        "hidden_size", "activation_alpha", "activation_beta", "activations",
+        "clip",        "direction",        "input_forget"};
+    static const char *const gru_names[] = {
+        "hidden_size", "activation_alpha", "activation_beta",    "activations",
+        "clip",        "direction",        "linear_before_reset"};
     const char *const *names = layer->op == QF_OP_LSTM ? lstm_names : gru_names;
     enum { NAMES = 7 };
     Onnx__AttributeProto *kept[NAMES] = {0};

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* op_data_type is a note of the reference's own quantizer and not part of any operator (facts 4.7). */
+/* op_data_type is a note of the reference's own quantizer and not part of any operator (facts 4.7).
+ */
 #include "passes/passes.h"
 
 qf_status qf_pass_strip_attributes(qf_pass *p)

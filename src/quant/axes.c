@@ -102,8 +102,8 @@ static size_t text_bytes(const cJSON *root)
     const cJSON *e, *f;
     cJSON_ArrayForEach(e, root)
     {
-        cJSON_ArrayForEach(f, e) n += strlen(e->string) + 1 +
-                                      (cJSON_IsString(f) ? strlen(f->valuestring) + 1 : 0);
+        cJSON_ArrayForEach(f, e) n +=
+            strlen(e->string) + 1 + (cJSON_IsString(f) ? strlen(f->valuestring) + 1 : 0);
     }
     return n;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The config against the model and the record. What the reference rejects is an error; where it does
- * not care (the record alone steers its export) a warning tells what will happen. */
+/* The config against the model and the record. What the reference rejects is an error; where it
+ * does not care (the record alone steers its export) a warning tells what will happen. */
 #include <stdio.h>
 #include <string.h>
 

@@ -6,8 +6,8 @@
 
 #include "onnx/payload.h"
 
-static const char *const op_names[] = {"", "Conv", "ConvTranspose", "Gemm", "MatMul",
-                                       "AveragePool", "LSTM", "GRU"};
+static const char *const op_names[] = {"",       "Conv",        "ConvTranspose", "Gemm",
+                                       "MatMul", "AveragePool", "LSTM",          "GRU"};
 
 qf_op qf_op_of(const qf_node *node)
 {
@@ -51,9 +51,8 @@ static void refuse(qf_probe *p, const char *reason)
 
 static Onnx__TensorProto *input_constant(const qf_node *node, size_t index)
 {
-    return index < node->input_count && node->inputs[index]
-               ? qf_value_constant(node->inputs[index])
-               : NULL;
+    return index < node->input_count && node->inputs[index] ? qf_value_constant(node->inputs[index])
+                                                            : NULL;
 }
 
 static void find_weight(const qf_node *node, qf_probe *p)
@@ -74,8 +73,9 @@ static void find_weight(const qf_node *node, qf_probe *p)
         return;
     }
     if (!qf_dtype_is_float(p->weight->data_type)) {
-        snprintf(p->reason, sizeof p->reason, "its weight has dtype %s; float32, float16, bfloat16 "
-                                              "or float64 is needed",
+        snprintf(p->reason, sizeof p->reason,
+                 "its weight has dtype %s; float32, float16, bfloat16 "
+                 "or float64 is needed",
                  qf_dtype_name(p->weight->data_type));
         p->quantizable = false;
     } else if (qf_tensor_payload(p->weight) == SIZE_MAX) {
@@ -230,8 +230,8 @@ static void probe_rnn(const qf_node *node, qf_probe *p)
         refuse(p, "peephole weights (P) are not supported");
     } else {
         if (node->output_count < (lstm ? 3u : 2u))
-            refuse(p, lstm ? "it needs its three outputs Y, Y_h, Y_c" :
-                             "it needs its two outputs Y, Y_h");
+            refuse(p, lstm ? "it needs its three outputs Y, Y_h, Y_c"
+                           : "it needs its two outputs Y, Y_h");
         check_rnn_state(node, 5, "initial_h", p);
         if (lstm)
             check_rnn_state(node, 6, "initial_c", p);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The layer table: which operators can be quantized, where their tensors sit, and what the reference
- * asks of a node before it accepts a record for it (facts part 6). */
+/* The layer table: which operators can be quantized, where their tensors sit, and what the
+ * reference asks of a node before it accepts a record for it (facts part 6). */
 #ifndef QF_QUANT_LAYER_H
 #define QF_QUANT_LAYER_H
 
@@ -19,9 +19,9 @@ typedef enum qf_op {
 
 /* Facts about a node that markers of the exporter carry (facts 3.2). */
 enum {
-    QF_NODE_REUSED = 1,          /* the module appears twice in the graph */
-    QF_NODE_UNBATCHED = 2,       /* its input was given a batch axis by Unsqueeze */
-    QF_NODE_PADDED = 4,          /* its padding is a node of its own: circular, reflect, ... */
+    QF_NODE_REUSED = 1,    /* the module appears twice in the graph */
+    QF_NODE_UNBATCHED = 2, /* its input was given a batch axis by Unsqueeze */
+    QF_NODE_PADDED = 4,    /* its padding is a node of its own: circular, reflect, ... */
 };
 
 enum { QF_MAX_RANK = 8 };
@@ -46,9 +46,9 @@ typedef struct qf_probe {
     size_t weight_input;
     Onnx__TensorProto *recurrence; /* R of an RNN */
     int64_t group;
-    uint64_t channels; /* channel-wise scales expected; 1 where only per tensor is possible */
+    uint64_t channels;       /* channel-wise scales expected; 1 where only per tensor is possible */
     uint64_t input_channels; /* Cin, for tensor_balance_factor */
-    bool per_tensor_only; /* the reference knows no channel-wise scales for the operator */
+    bool per_tensor_only;    /* the reference knows no channel-wise scales for the operator */
 } qf_probe;
 
 /* `flags`: QF_NODE_*. */

@@ -129,8 +129,7 @@ static void choose_bits(checker *c)
                        "dst_type is INT4, which average pooling does not support");
     if (qf_op_is_rnn(layer->op) && layer->act_bits == 4)
         qf_plan_report(c->plan, QF_ERROR, c->record, c->key,
-                       "the activations of %s can have 8 or 16 bits, not 4",
-                       qf_op_name(layer->op));
+                       "the activations of %s can have 8 or 16 bits, not 4", qf_op_name(layer->op));
     const char *mode = v->fakequant_precision_mode;
     layer->dequant_mask = UINT32_MAX;
     if (mode && strcmp(mode, "FORCE_FP16_QUANT") == 0)
@@ -319,8 +318,8 @@ static qf_status note_skipped(qf_plan *plan, const qf_node *node, qf_error *err)
     qf_skipped_layer *s = &plan->skipped[plan->skipped_count];
     s->name = qf_arena_strdup(&plan->arena, node->name);
     s->op_type = qf_op_name(probe.op);
-    s->reason = probe.quantizable ? "it has no record"
-                                  : qf_arena_strdup(&plan->arena, probe.reason);
+    s->reason =
+        probe.quantizable ? "it has no record" : qf_arena_strdup(&plan->arena, probe.reason);
     if (!s->name || !s->reason)
         return qf_fail_memory(err);
     plan->skipped_count++;

@@ -105,8 +105,7 @@ static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
     bool renamed = io && (io->input_name_count || io->output_name_count || io->dynamic_axis_count);
     return !plan->layer_count && !renamed && !plan->had_markers && plan->model->file_count == 1 &&
            o->external != QF_EXTERNAL_ALWAYS &&
-           (o->external == QF_EXTERNAL_NEVER ||
-            plan->model->files[0].size < o->external_threshold);
+           (o->external == QF_EXTERNAL_NEVER || plan->model->files[0].size < o->external_threshold);
 }
 
 static qf_status lay_out(qf_plan *plan, const qf_io_spec *io, qf_error *err)
@@ -159,8 +158,9 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
     for (size_t i = layout->file_count; i-- > 0;) { /* each model before its external files */
         qf_output_file *out = &plan->outputs[i];
         struct stat st;
-        char *path = qf_arena_printf(&plan->arena, "%s%s%s", plan->folder,
-                                     ends_with(plan->folder, "/") ? "" : "/", layout->files[i].name);
+        char *path =
+            qf_arena_printf(&plan->arena, "%s%s%s", plan->folder,
+                            ends_with(plan->folder, "/") ? "" : "/", layout->files[i].name);
         if (!path)
             return qf_fail_memory(err);
         *out = (qf_output_file){path, layout->files[i].size, stat(path, &st) == 0};
@@ -189,7 +189,8 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
     return QF_OK;
 }
 
-/* Fails before anything is touched; a disk that fills up later is caught when the files are made. */
+/* Fails before anything is touched; a disk that fills up later is caught when the files are made.
+ */
 static qf_status check_space(const qf_plan *plan, qf_error *err)
 {
     uint64_t available = qf_free_space(plan->folder);
@@ -222,8 +223,8 @@ static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec 
             return qf_fail_memory(err);
     }
     qf_record_report(plan->record, plan->diag);
-    qf_status status = qf_save_path_split(plan->options.save_path, &plan->folder, &plan->prefix,
-                                          err);
+    qf_status status =
+        qf_save_path_split(plan->options.save_path, &plan->folder, &plan->prefix, err);
     if (status == QF_OK)
         status = qf_plan_prepare(plan, io, err);
     if (status == QF_OK)

@@ -53,7 +53,7 @@ typedef struct qf_layer {
     uint32_t dequant_mask; /* 0xFFFFE000 under FORCE_FP16_QUANT */
     const float *balance;  /* tensor_balance_factor */
     size_t balance_count;
-    int32_t float_type;    /* of the layer's activations: FLOAT, FLOAT16, ... */
+    int32_t float_type; /* of the layer's activations: FLOAT, FLOAT16, ... */
 
     qf_weight weights[2];
     size_t weight_count;
@@ -78,12 +78,12 @@ struct qf_plan {
 
     unsigned char *skeleton; /* the prepared graph, source of both targets */
     size_t skeleton_length;
-    bool had_markers;        /* QuantIdentity nodes were removed */
-    qf_strmap node_flags;    /* node name -> QF_NODE_* */
-    const char **matched;    /* record index -> node name, NULL if there is none */
+    bool had_markers;         /* QuantIdentity nodes were removed */
+    qf_strmap node_flags;     /* node name -> QF_NODE_* */
+    const char **matched;     /* record index -> node name, NULL if there is none */
     qf_strmap record_of_node; /* node name -> const size_t *, index of its record */
 
-    qf_payloads payloads;    /* the model's, then those made here */
+    qf_payloads payloads; /* the model's, then those made here */
     qf_job **jobs;
     size_t job_count, job_cap;
     qf_layer *layers;
@@ -91,7 +91,7 @@ struct qf_plan {
     qf_skipped_layer *skipped;
     size_t skipped_count, skipped_cap;
     qf_strmap weight_of_payload; /* payload index as text -> layer + 1, the latest */
-    qf_strmap folded; /* names of Conv nodes that took in a batch norm */
+    qf_strmap folded;            /* names of Conv nodes that took in a batch norm */
 
     qf_layout layout;
     qf_output_file *outputs;

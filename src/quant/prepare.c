@@ -61,9 +61,8 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
         const char *name = match.node->name;
         size_t *before = qf_strmap_get(&plan->record_of_node, name);
         if (before && strcmp(message->record[*before]->key, entry->key) != 0) {
-            qf_plan_report(plan, QF_ERROR, i, entry->key,
-                           "node '%s' already has a record, '%s'", name,
-                           message->record[*before]->key);
+            qf_plan_report(plan, QF_ERROR, i, entry->key, "node '%s' already has a record, '%s'",
+                           name, message->record[*before]->key);
             continue;
         }
         if (before) { /* the same key again: the later one counts */

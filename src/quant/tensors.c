@@ -38,19 +38,18 @@ static const char *tensor_name(const Onnx__TensorProto *tensor)
 /* ---- reading ---- */
 
 /* NULL if the stored data fits dtype and dims, else what is wrong. */
-static const char *check_data(const Onnx__TensorProto *tensor, const qf_payload *p,
-                              uint64_t *count)
+static const char *check_data(const Onnx__TensorProto *tensor, const qf_payload *p, uint64_t *count)
 {
     if (!qf_dims_count(tensor->dims, tensor->n_dims, count))
         return "has impossible dims";
     int type = tensor->data_type;
     bool half = type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16 ||
                 type == ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16;
-    bool fits = p->field == QF_FIELD_RAW_DATA ||
-                (p->field == QF_FIELD_FLOAT_DATA && type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) ||
-                (p->field == QF_FIELD_DOUBLE_DATA &&
-                 type == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE) ||
-                (p->field == QF_FIELD_INT32_DATA && half);
+    bool fits =
+        p->field == QF_FIELD_RAW_DATA ||
+        (p->field == QF_FIELD_FLOAT_DATA && type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) ||
+        (p->field == QF_FIELD_DOUBLE_DATA && type == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE) ||
+        (p->field == QF_FIELD_INT32_DATA && half);
     if (!fits)
         return "is stored in a field that does not belong to its dtype";
     if (p->raw_length != qf_raw_bytes(type, *count))
@@ -76,8 +75,7 @@ static qf_status load(qf_plan *plan, const qf_payload *p, int32_t type, uint64_t
 }
 
 qf_status qf_plan_read_floats(qf_plan *plan, const Onnx__TensorProto *tensor, const float **out,
-                              const double **wide, uint64_t *count, const char **why,
-                              qf_error *err)
+                              const double **wide, uint64_t *count, const char **why, qf_error *err)
 {
     *out = NULL;
     *why = NULL;
@@ -108,8 +106,7 @@ qf_status qf_plan_read_floats(qf_plan *plan, const Onnx__TensorProto *tensor, co
     float *floats = qf_arena_array(&plan->arena, (size_t)*count, sizeof *floats);
     if (!floats)
         return qf_fail_memory(err);
-    qf_status status =
-        load(plan, p, tensor->data_type, *count, floats, tensor_name(tensor), err);
+    qf_status status = load(plan, p, tensor->data_type, *count, floats, tensor_name(tensor), err);
     if (status == QF_OK)
         *out = floats;
     return status;
@@ -302,8 +299,7 @@ static qf_status add_weight(const tensor_context *t, const Onnx__TensorProto *te
     bool pack = layer->wts_bits == 4 && !native;
     size_t axis = shape_job(t, job, w, pack);
     memcpy(w->packed_dims, w->dims, sizeof w->dims);
-    w->deploy_type = native ? QF_DTYPE_INT4
-                            : ONNX__TENSOR_PROTO__DATA_TYPE__INT8;
+    w->deploy_type = native ? QF_DTYPE_INT4 : ONNX__TENSOR_PROTO__DATA_TYPE__INT8;
     qf_format deploy = QF_FORMAT_INT8;
     if (native) {
         deploy = QF_FORMAT_INT4_FLAT;
@@ -411,9 +407,9 @@ static bool bias_fits(const tensor_context *t, const Onnx__TensorProto *bias, ui
     if (qf_op_is_rnn(layer->op))
         fits = count == 2 * channels;
     else if (layer->op == QF_OP_GEMM) /* broadcast to [M, N] */
-        fits = count == 1 || (bias->n_dims >= 1 && layer->dequant_count == 1) ||
-               (count && count % channels == 0 &&
-                (uint64_t)bias->dims[bias->n_dims - 1] == channels);
+        fits =
+            count == 1 || (bias->n_dims >= 1 && layer->dequant_count == 1) ||
+            (count && count % channels == 0 && (uint64_t)bias->dims[bias->n_dims - 1] == channels);
     else
         fits = count == channels;
     if (!fits)
@@ -441,7 +437,8 @@ static qf_status store_bias(const tensor_context *t, const Onnx__TensorProto *bi
         qf_plan_add_bytes(plan, QF_FIELD_INT32_DATA, q, count * sizeof *q, external);
     layer->bias_payload[QF_FAKE_QUANT] =
         qf_plan_add_bytes(plan, QF_FIELD_FLOAT_DATA, floats, count * sizeof *floats, external);
-    if (layer->bias_payload[QF_DEPLOY] == SIZE_MAX || layer->bias_payload[QF_FAKE_QUANT] == SIZE_MAX)
+    if (layer->bias_payload[QF_DEPLOY] == SIZE_MAX ||
+        layer->bias_payload[QF_FAKE_QUANT] == SIZE_MAX)
         return qf_fail_memory(t->err);
     layer->has_bias = true;
     return QF_OK;

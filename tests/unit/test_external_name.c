@@ -53,9 +53,18 @@ static void test_safe_names_stand(void **state)
 static void test_unsafe_names_can_be_read_back(void **state)
 {
     (void)state;
-    static const char *const names[] = {"/block/Constant_output_0", "..", ".hidden", "a/../b",
-                                        "tab\there", "100%", "%2F", "/", "a~2", "back\\slash",
-                                        "\x7f", "line\nbreak"};
+    static const char *const names[] = {"/block/Constant_output_0",
+                                        "..",
+                                        ".hidden",
+                                        "a/../b",
+                                        "tab\there",
+                                        "100%",
+                                        "%2F",
+                                        "/",
+                                        "a~2",
+                                        "back\\slash",
+                                        "\x7f",
+                                        "line\nbreak"};
     enum { COUNT = sizeof names / sizeof *names };
     char *encoded[COUNT], back[400];
     qf_arena arena;

@@ -34,7 +34,8 @@ static uint64_t scale_index(const qf_job *job, uint64_t r, uint64_t c)
 {
     if (job->scale_count == 1)
         return 0;
-    return r / job->row_div * job->row_mul + r % job->row_mod + (job->col_div ? c / job->col_div : 0);
+    return r / job->row_div * job->row_mul + r % job->row_mod +
+           (job->col_div ? c / job->col_div : 0);
 }
 
 /* The definition, one element at a time. */
@@ -83,8 +84,8 @@ static void run(qf_job *job, const float *x)
     qf_varint_index index;
     qf_scratch scratch = {0};
     qf_error err;
-    assert_int_equal(
-        qf_varint_index_build(&job->source, job->rows * job->cols, "t", &index, &err), QF_OK);
+    assert_int_equal(qf_varint_index_build(&job->source, job->rows * job->cols, "t", &index, &err),
+                     QF_OK);
     for (int t = 0; t < 2; t++) {
         s.size[t] = qf_job_bytes(job, job->out[t].format);
         s.data[t] = malloc(s.size[t] + 1);
@@ -133,8 +134,9 @@ static qf_job job_for(const float *x, uint64_t rows, uint64_t cols, int bits)
 static void test_shapes(void **state)
 {
     (void)state;
-    static const uint64_t shapes[][2] = {{1, 1},    {2, 1},      {1, 7},     {3, 5},    {64, 27},
-                                         {512, 300}, {2, 70000}, {70000, 2}, {6, 40000}, {1000, 513}};
+    static const uint64_t shapes[][2] = {{1, 1},     {2, 1},     {1, 7},     {3, 5},
+                                         {64, 27},   {512, 300}, {2, 70000}, {70000, 2},
+                                         {6, 40000}, {1000, 513}};
     static const qf_format formats[] = {QF_FORMAT_INT8, QF_FORMAT_INT4_FLAT, QF_FORMAT_INT4_ROWS};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         uint64_t rows = shapes[i][0], cols = shapes[i][1];

@@ -46,8 +46,10 @@ static int expected(float x, float scale, int lo, int hi)
 {
     float quotient = x / scale; /* the one float32 rounding of the contract */
     double floor_part = floor((double)quotient), rest = (double)quotient - floor_part;
-    double rounded = rest > 0.5 ? floor_part + 1 : rest < 0.5 ? floor_part
-                     : fmod(floor_part, 2) == 0 ? floor_part : floor_part + 1;
+    double rounded = rest > 0.5                 ? floor_part + 1
+                     : rest < 0.5               ? floor_part
+                     : fmod(floor_part, 2) == 0 ? floor_part
+                                                : floor_part + 1;
     return rounded < lo ? lo : rounded > hi ? hi : (int)rounded;
 }
 
@@ -82,7 +84,8 @@ static void test_quantize(void **state)
 static void test_ties_go_to_even(void **state)
 {
     (void)state;
-    const float x[] = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 126.5f, 127.5f, -128.5f, 1e30f, -1e30f};
+    const float x[] = {0.5f,   1.5f,   2.5f,    -0.5f, -1.5f, -2.5f,
+                       126.5f, 127.5f, -128.5f, 1e30f, -1e30f};
     const int8_t want[] = {0, 2, 2, 0, -2, -2, 126, 127, -128, 127, -128};
     int8_t q[11];
     for (size_t v = 0; v < VARIANTS; v++) {

@@ -99,8 +99,8 @@ static void test_round_trip(void **state)
     assert_int_equal(qf_scan(&file, &payloads, &skeleton, &skeleton_length, &err), QF_OK);
     assert_int_equal(payloads.count, 3);
     assert_true(skeleton_length < 300); /* no weights in it */
-    assert_int_equal(
-        qf_skeleton_unpack(skeleton, skeleton_length, "m.onnx", &arena, &model, &err), QF_OK);
+    assert_int_equal(qf_skeleton_unpack(skeleton, skeleton_length, "m.onnx", &arena, &model, &err),
+                     QF_OK);
     assert_int_equal(qf_splice(model, &payloads, &spliced, &err), QF_OK);
     assert_int_equal(spliced.size, length);
     assert_int_equal(spliced.hole_count, 3);
@@ -125,7 +125,8 @@ static void test_round_trip(void **state)
     free(bytes);
 }
 
-/* Whatever the bytes are: a status, no crash. Bounds are the sanitizer's to see: the copy is exact. */
+/* Whatever the bytes are: a status, no crash. Bounds are the sanitizer's to see: the copy is exact.
+ */
 static void scan_bytes(const unsigned char *bytes, size_t length)
 {
     unsigned char *copy = malloc(length ? length : 1), *skeleton = NULL;

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# All tests, as CI runs them: both compilers with warnings as errors, unit tests and Python tests of
+# the release build, then both again under AddressSanitizer and UBSan.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tests/install-deps.sh tests
+step() { printf '\n== %s ==\n' "$*"; }
+
+configure() { # configure FOLDER OPTION...
+  local folder=$1
+  shift
+  local reconfigure=()
+  [ -f "$folder/build.ninja" ] && reconfigure=(--reconfigure)
+  meson setup "${reconfigure[@]}" "$folder" -Dwerror=true -Dtests=true "$@" >"$folder.log" 2>&1 ||
+    { cat "$folder.log"; exit 1; }
+  rm -f "$folder.log"
+}
+
+python=build/venv/bin/python
+export QUANTFOLD_GOLDEN=${QUANTFOLD_GOLDEN:-$PWD/../shared/golden}
+
+step "build with gcc, with benchmarks"
+configure build -Dbench=true
+ninja -C build --quiet
+
+step "build with clang"
+CC=clang CXX=clang++ configure build-clang -Dbench=false
+ninja -C build-clang --quiet
+
+step "build with AddressSanitizer and UBSan"
+configure build-asan -Dbuildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
+ninja -C build-asan --quiet
+
+step "formatting"
+find src kernels include tests bench -name '*.[ch]' -o -name '*.cc' | xargs clang-format --dry-run -Werror
+
+step "unit tests: gcc, clang, sanitizers"
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_leaks=1
+for folder in build build-clang build-asan; do
+  meson test -C "$folder" --quiet --print-errorlogs
+done
+
+step "a program that uses the installed library alone"
+tests/install/run.sh build
+
+step "golden, conformance and fault tests: release build"
+"$python" -m pytest tests -q -p no:cacheprovider
+
+step "golden, conformance and fault tests: sanitizers"
+QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests -q -p no:cacheprovider
