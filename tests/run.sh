@@ -46,7 +46,7 @@ step "a program that uses the installed library alone"
 tests/install/run.sh build
 
 step "golden, conformance and fault tests: release build"
-"$python" -m pytest tests -q -p no:cacheprovider
+"$python" -m pytest tests --ignore tests/large -q -p no:cacheprovider
 
 step "golden, conformance and fault tests: sanitizers"
-QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests -q -p no:cacheprovider
+QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large -q -p no:cacheprovider
