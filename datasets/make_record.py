@@ -11,11 +11,13 @@ seeded random ones.
 
     make_record.py MODEL.onnx --record record.txt --config config.json
                    [--inputs a.npy b.npy ...] [--shape x=1,3,64,64] [--seed 0] [--samples 2]
-                   [--quantfold build/quantfold]
+                   [--branch then|else] [--quantfold build/quantfold]
 
 Inputs given as .npy files go to the graph inputs in order. Without them every input gets random
 values, with unknown dimensions taken as 1 unless --shape names them. Layers inside If and Loop
-bodies are reported and left out: their activations are not visible to the outer graph.
+bodies are reported and left out: their activations are not visible to the outer graph. With
+--branch then (or else), that branch of every If of the main graph is taken as always chosen, and
+its layers are recorded; the inputs must be such that it can run.
 """
 
 from __future__ import annotations
@@ -218,6 +220,25 @@ def subgraph_layers(nodes) -> int:
     return count
 
 
+def take_branch(model, branch: str):
+    """The model with each If of its main graph replaced by the nodes of one of its branches."""
+    import onnx
+
+    flat = onnx.ModelProto()
+    flat.CopyFrom(model)
+    del flat.graph.node[:]
+    for node in model.graph.node:
+        if node.op_type != "If":
+            flat.graph.node.append(node)
+            continue
+        body = attribute(node, f"{branch}_branch")
+        flat.graph.initializer.extend(body.initializer)
+        flat.graph.node.extend(body.node)
+        for inner, outer in zip(body.output, node.output):
+            flat.graph.node.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
+    return flat
+
+
 def find_layers(model, folder: str) -> tuple[list[Layer], list[str]]:
     """The layers of the main graph that can be quantized, and a line for each that cannot."""
     weights = Weights(model, folder)
@@ -289,7 +310,9 @@ def observe(model, folder: str, names: list[str], feeds: list[dict]) -> dict[str
             probe.graph.output.append(onnx.ValueInfoProto(name=name))
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=folder) as scratch:
+    # beside the model only if its tensors lie there: its folder may not be ours to write to
+    beside = folder if any(t.external_data for t in model.graph.initializer) else None
+    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=beside) as scratch:
         onnx.save(probe, scratch.name)
         session = ort.InferenceSession(scratch.name, options, providers=["CPUExecutionProvider"])
     ranges = {n: (np.inf, -np.inf) for n in names}
@@ -309,12 +332,15 @@ def make(
     samples: int = 2,
     shapes: dict[str, list[int]] | None = None,
     quantfold: str | None = None,
+    branch: str | None = None,
 ) -> tuple[str, str, list[str], list[str]]:
     """Record text, config text, keys of the recorded layers, and why others were left out."""
     import onnx
 
     folder = str(model_path.resolve().parent)
     model = onnx.load(str(model_path), load_external_data=False)
+    if branch:
+        model = take_branch(model, branch)
     layers, skipped = find_layers(model, folder)
     if quantfold:
         allowed = inspect_keys(quantfold, model_path)
@@ -350,6 +376,7 @@ def main() -> int:
     parser.add_argument("--shape", action="append", default=[], help="name=1,3,64,64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--branch", choices=["then", "else"], help="branch of If nodes to enter")
     parser.add_argument("--quantfold", help="binary whose `inspect` decides which layers count")
     args = parser.parse_args()
     feeds = None
@@ -359,7 +386,13 @@ def main() -> int:
         names = [v.name for v in graph_inputs(onnx.load(str(args.model), load_external_data=False))]
         feeds = [dict(zip(names, (np.load(p) for p in args.inputs)))]
     record, config, keys, skipped = make(
-        args.model, feeds, args.seed, args.samples, parse_shapes(args.shape), args.quantfold
+        args.model,
+        feeds,
+        args.seed,
+        args.samples,
+        parse_shapes(args.shape),
+        args.quantfold,
+        args.branch,
     )
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)

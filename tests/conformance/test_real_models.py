@@ -17,8 +17,9 @@ import deploy_rules
 import make_record
 import minilm
 import numpy as np
+import onnx
 import pytest
-from nets import Export, export_text, layer_values
+from nets import Export, build_wanted, export_text, layer_values
 from support import DEPLOY, FAKE, check_model, run_model, same_bits, sqnr_db
 
 
@@ -152,16 +153,55 @@ def test_transformer(quantfold, tmp_path, capsys):
     report("minilm", capsys, export, feeds, 6.0)
 
 
-@pytest.mark.parametrize("path", ["data/silero_vad.onnx", "data/silero_vad_op18_ifless.onnx"])
-def test_layers_inside_branches_are_seen(quantfold, tmp_path, path):
+BRANCHED = {
+    # file: the branch that 16 kHz takes, and how many layers it has
+    "data/silero_vad.onnx": ("then", 6),
+    "data/silero_vad_op18_ifless.onnx": ("then", 8),
+}
+
+
+@pytest.mark.parametrize("path", BRANCHED)
+def test_layers_inside_branches_are_seen(quantfold, path):
     """Every layer of these sits in an If: inspect lists them, make_record says why it skips them."""
     model = package_file("silero_vad", path)
     result = quantfold("inspect", model, "--json")
     assert result.code == 0, result.err
-    kinds = [x.get("op_type", x.get("op")) for x in json.loads(result.out)["layers"]]
-    assert kinds.count("Conv") >= 6
+    kinds = [x["op_type"] for x in json.loads(result.out)["layers"]]
+    assert kinds.count("Conv") >= 12
     text, _, keys, skipped = make_record.make(model)
     assert not text and not keys and "If/Loop" in skipped[-1]
+
+
+@pytest.mark.parametrize("path", BRANCHED)
+def test_layers_inside_branches_are_quantized(quantfold, tmp_path, capsys, path):
+    """What comes out of a branch is what comes out of the same layers in a graph without an If."""
+    model = package_file("silero_vad", path)
+    branch, layers = BRANCHED[path]
+    names = [v.name for v in onnx.load(str(model)).graph.input]
+    feeds = [f | {"sr": np.array(16000, np.int64)} for f in vad(state=STATE)]
+    assert set(names) == set(feeds[0])
+    made = make_record.make(model, feeds, quantfold=quantfold.binary, branch=branch)
+    text, config, keys, skipped = made
+    assert len(keys) == layers, skipped
+    flat = tmp_path / "flat.onnx"
+    onnx.save(make_record.take_branch(onnx.load(str(model)), branch), str(flat))
+    wanted = tmp_path / "wanted"
+    wanted.mkdir()
+    build_wanted(flat, reference.parse_record(text), wanted)
+    (tmp_path / "record.txt").write_text(text)
+    (tmp_path / "config.json").write_text(config)
+    quantfold.export(
+        model, tmp_path / "record.txt", tmp_path / "out" / "m", config=tmp_path / "config.json"
+    )
+    check_model(tmp_path / "out" / FAKE)
+    for feed in feeds:
+        ours = run_model(tmp_path / "out" / FAKE, feed)
+        same_bits(ours, run_model(wanted / FAKE, feed))
+    export = Export(tmp_path / "out", model, reference.parse_record(text), wanted)
+    report(Path(path).stem, capsys, export, feeds, 18.0)
+    inside = [q for n in export.deploy.graph.node for q in reference.bodies(n)]
+    kinds = [n.op_type for body in inside for n in body.node]
+    assert kinds.count("AscendDequant") == layers
 
 
 def test_shipped_dataset(quantfold, repo, tmp_path, capsys):
