@@ -199,9 +199,8 @@ def why_not(node, weight: np.ndarray | None) -> str | None:
     if weight.dtype.kind != "f" and weight.dtype.name != "bfloat16":
         return f"its weight is {weight.dtype}, not a float"
     if node.op_type in ("Conv", "ConvTranspose"):
-        kernel = attribute(node, "kernel_shape")
-        if kernel is None or not 1 <= len(kernel) <= 3:
-            return "it has no kernel_shape of one to three dimensions"
+        if not 3 <= weight.ndim <= 5:
+            return f"its weight has {weight.ndim} dimensions, not 3 to 5"
     elif weight.ndim != 2:
         return f"its weight has {weight.ndim} dimensions, not 2"
     if node.op_type == "Gemm" and attribute(node, "transA", 0):
@@ -298,9 +297,8 @@ def random_feeds(model, seed: int, samples: int, shapes: dict[str, list[int]]) -
 
 def observe(model, folder: str, names: list[str], feeds: list[dict]) -> dict[str, tuple]:
     """Smallest and largest value that each named tensor takes over the feeds."""
-    import onnxruntime as ort
-
     import onnx
+    import onnxruntime as ort
 
     probe = onnx.ModelProto()
     probe.CopyFrom(model)

@@ -6,10 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests/install-deps.sh
-if [ ! -f build/build.ninja ]; then
-  meson setup build -Dtests=false >build-setup.log 2>&1 || { cat build-setup.log; exit 1; }
-  rm -f build-setup.log
-fi
-ninja -C build --quiet quantfold
+echo "building into build/"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+{ [ -f build/build.ninja ] || meson setup build -Dtests=false; } >"$log" 2>&1 &&
+  ninja -C build quantfold >>"$log" 2>&1 || { cat "$log"; exit 1; }
 build/quantfold export --model datasets/digits/model.onnx --config datasets/digits/config.json \
   --record datasets/digits/record.txt --save-path build/digits/digits

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_equal
 import onnxruntime as ort
-
-import onnx
 
 SANITIZER_MARKS = (
     "ERROR: AddressSanitizer",

@@ -95,7 +95,8 @@ typedef struct qf_diagnostics qf_diagnostics;
 QF_API qf_diagnostics *qf_diagnostics_create(void);
 QF_API void qf_diagnostics_free(qf_diagnostics *list);
 QF_API size_t qf_diagnostics_count(const qf_diagnostics *list);
-/* Number of findings with severity QF_ERROR. */
+/* Number of findings with severity QF_ERROR; counts also those beyond the first thousand findings,
+ * which are not kept. */
 QF_API size_t qf_diagnostics_errors(const qf_diagnostics *list);
 /* `index` < qf_diagnostics_count(list). */
 QF_API qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index);

@@ -7,7 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK_BYTES = 64 * 1024, ALIGN = 16 };
+#if defined(__SANITIZE_ADDRESS__)
+#define QF_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define QF_ASAN 1
+#endif
+#endif
+
+/* Under AddressSanitizer each object gets memory of its own and of its exact size, so that reading
+ * past one is seen. */
+#ifdef QF_ASAN
+enum { BLOCK_BYTES = 0, ROUND = 1 };
+#else
+enum { BLOCK_BYTES = 64 * 1024, ROUND = 16 };
+#endif
+enum { ALIGN = 16 };
 
 struct qf_arena_block {
     qf_arena_block *next;
@@ -49,8 +64,8 @@ void *qf_arena_alloc(qf_arena *arena, size_t size)
     arena->allocator.allocator_data = arena;
     if (size > SIZE_MAX / 2)
         return NULL;
-    size = (size + ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    if (!arena->blocks || arena->blocks->cap - arena->used < size) {
+    size = (size + ROUND - 1) & ~(size_t)(ROUND - 1);
+    if (!arena->blocks || !BLOCK_BYTES || arena->blocks->cap - arena->used < size) {
         size_t cap = size > BLOCK_BYTES ? size : BLOCK_BYTES;
         qf_arena_block *block = calloc(1, sizeof *block + cap);
         if (!block)

@@ -8,6 +8,9 @@
 
 #include "base/arena.h"
 
+/* A file can hold millions of mistakes; those after the first thousand are only counted. */
+enum { MAX_STORED = 1000 };
+
 struct qf_diagnostics {
     qf_arena arena;
     qf_diagnostic *items;
@@ -54,6 +57,8 @@ void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, con
         return;
     if (severity == QF_ERROR)
         list->errors++;
+    if (list->count >= MAX_STORED)
+        return;
     char message[1024];
     va_list args;
     va_start(args, format);
@@ -78,9 +83,13 @@ qf_status qf_diag_status(const qf_diagnostics *list, qf_error *err)
         return QF_OK;
     if (list->lost)
         return qf_fail_memory(err);
-    const qf_diagnostic *first = list->items;
-    while (first->severity != QF_ERROR)
-        first++;
+    size_t at = 0;
+    while (at < list->count && list->items[at].severity != QF_ERROR)
+        at++;
+    if (at == list->count)
+        return qf_fail(err, QF_ERR_INPUT, "%zu errors, after more than %d warnings", list->errors,
+                       MAX_STORED);
+    const qf_diagnostic *first = &list->items[at];
     qf_where where = {
         .file = first->file, .item = first->item, .line = first->line, .column = first->column};
     if (list->errors == 1)

@@ -62,11 +62,16 @@ static void print_finding(const qf_diagnostic *d)
 
 void cli_print_diagnostics(const qf_diagnostics *list, bool quiet)
 {
+    size_t errors = 0;
     for (size_t i = 0; i < qf_diagnostics_count(list); i++) {
         qf_diagnostic d = qf_diagnostics_at(list, i);
         if (d.severity == QF_ERROR || !quiet)
             print_finding(&d);
+        errors += d.severity == QF_ERROR;
     }
+    if (qf_diagnostics_errors(list) > errors)
+        fprintf(stderr, "quantfold: error: and %zu more errors\n",
+                qf_diagnostics_errors(list) - errors);
 }
 
 int cli_usage_error(const char *command, const char *format, ...)

@@ -138,10 +138,15 @@ static bool remove_entry(void *user, const char *name)
     return unlinkat(stage->partial_fd, name, 0) == 0 || errno == ENOENT;
 }
 
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
 static bool is_model(const char *name)
 {
-    size_t n = strlen(name);
-    return n >= 5 && strcmp(name + n - 5, ".onnx") == 0;
+    return ends_with(name, ".onnx");
 }
 
 static bool move_entry(const qf_stage *stage, const char *name)
@@ -149,9 +154,14 @@ static bool move_entry(const qf_stage *stage, const char *name)
     return renameat(stage->partial_fd, name, stage->folder_fd, name) == 0;
 }
 
+static bool is_external(const char *name)
+{
+    return ends_with(name, ".external");
+}
+
 static bool move_external(void *user, const char *name)
 {
-    return is_model(name) || strcmp(name, COMPLETE) == 0 || move_entry(user, name);
+    return !is_external(name) || move_entry(user, name);
 }
 
 static bool move_model(void *user, const char *name)
@@ -213,7 +223,7 @@ qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage *out, q
     *out = (qf_stage){.folder_fd = -1, .partial_fd = -1};
     char name[NAME_MAX + 1];
     if (strlen(prefix) <= PLAIN_PREFIX_MAX)
-        snprintf(name, sizeof name, ".%s.quantfold-partial", prefix);
+        snprintf(name, sizeof name, ".%s%squantfold-partial", prefix, *prefix ? "." : "");
     else
         snprintf(name, sizeof name, ".%016llx.quantfold-partial",
                  (unsigned long long)XXH3_64bits(prefix, strlen(prefix)));
@@ -321,6 +331,41 @@ static qf_status sync_files(qf_stage *stage, qf_error *err)
     return QF_OK;
 }
 
+enum { BACKUP_NAME = 32 };
+
+/* Short, because the output's own name may be as long as names can be. */
+static void backup_name(size_t index, char out[BACKUP_NAME])
+{
+    snprintf(out, BACKUP_NAME, "%zu.old", index);
+}
+
+/* The file that is replaced stays reachable under another name until all renames are done: by a
+ * link, so that it is never missing, or by moving it where the file system has no links. */
+static bool move_with_backup(const qf_stage *stage, size_t index)
+{
+    char backup[BACKUP_NAME];
+    const char *name = stage->files[index].name;
+    backup_name(index, backup);
+    struct stat st;
+    bool file =
+        fstatat(stage->folder_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode);
+    if (file && linkat(stage->folder_fd, name, stage->partial_fd, backup, 0) != 0)
+        renameat(stage->folder_fd, name, stage->partial_fd, backup);
+    return move_entry(stage, name);
+}
+
+/* Undoes the first `count` renames; the one after them failed but may have moved the old file. */
+static void roll_back(const qf_stage *stage, size_t count)
+{
+    for (size_t i = count + 1; i-- > 0;) {
+        char backup[BACKUP_NAME];
+        const char *name = stage->files[i].name;
+        backup_name(i, backup);
+        if (renameat(stage->partial_fd, backup, stage->folder_fd, name) != 0 && i < count)
+            unlinkat(stage->folder_fd, name, 0);
+    }
+}
+
 qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
 {
     qf_status status = sync_files(stage, err);
@@ -335,15 +380,18 @@ qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
     }
     close(fd);
     /* from here on, a run that dies is finished by the next one */
-    for (size_t i = 0; i < stage->count; i++) {
-        if (!move_entry(stage, stage->files[i].name)) {
-            int e = errno;
-            char *path = join(stage->folder, stage->files[i].name);
-            status = qf_fail_errno(err, path ? path : stage->files[i].name, e,
-                                   "cannot put the output file in place");
-            free(path);
-            return status;
-        }
+    size_t moved = 0;
+    while (moved < stage->count && move_with_backup(stage, moved))
+        moved++;
+    if (moved < stage->count) {
+        int e = errno;
+        char *path = join(stage->folder, stage->files[moved].name);
+        unlinkat(stage->partial_fd, COMPLETE, 0);
+        roll_back(stage, moved);
+        status = qf_fail_errno(err, path ? path : stage->files[moved].name, e,
+                               "cannot put the output file in place");
+        free(path);
+        return status;
     }
     fsync(stage->folder_fd);
     unlinkat(stage->partial_fd, COMPLETE, 0);

@@ -50,7 +50,8 @@ struct qf_node {
     qf_value **outputs; /* NULL: output not named */
     size_t output_count;
     qf_node *prev, *next;
-    void *tag; /* for passes: what made this node */
+    void *tag;    /* for passes: what made this node */
+    size_t order; /* scratch of qf_graph_sort */
 };
 
 struct qf_graph {
@@ -70,11 +71,13 @@ typedef struct qf_ir {
     qf_node **by_id;
     size_t node_count, node_cap;
     qf_strmap node_names, value_names; /* every name in use, of any scope */
+    qf_strmap suffixes;                /* name -> last number that was tried behind it */
 } qf_ir;
 
-/* Links a model. Unnamed nodes get the reference's names node_<index>, second nodes of a name get a
- * number behind it; main-graph inputs that are initializers stop being inputs. QF_ERR_INPUT, naming
- * node and tensor, if a tensor has no producer or two. `path` is for messages. */
+/* Links a model. Nodes are sorted; a cycle is an error. Unnamed nodes get the reference's names
+ * node_<index>, second nodes of a name get a number behind it; main-graph inputs that are
+ * initializers stop being inputs. QF_ERR_INPUT, naming node and tensor, if a tensor has no producer
+ * or two. `path` is for messages. */
 qf_status qf_ir_build(qf_arena *arena, Onnx__ModelProto *model, const char *path, qf_ir *out,
                       qf_error *err);
 /* Frees the hash maps; the rest belongs to the arena. */
@@ -82,6 +85,10 @@ void qf_ir_release(qf_ir *ir);
 /* Writes nodes, names, initializers and value_info back into the messages. Nodes are put into an
  * order in which producers come first, if they are not in one already. */
 qf_status qf_ir_finish(qf_ir *ir, const char *path, qf_error *err);
+
+/* Sorts the nodes so that producers come first; nodes that are in such an order stay as they are.
+ * QF_ERR_INPUT if there is a cycle. */
+qf_status qf_graph_sort(qf_graph *graph, const char *path, qf_error *err);
 
 /* ---- looking ---- */
 
@@ -91,6 +98,8 @@ Onnx__AttributeProto *qf_node_attribute(const qf_node *node, const char *name);
 int64_t qf_node_int(const qf_node *node, const char *name, int64_t missing);
 float qf_node_float(const qf_node *node, const char *name, float missing);
 bool qf_node_is(const qf_node *node, const char *op_type);
+/* The first output, NULL if there is none or it has no name. */
+qf_value *qf_node_output(const qf_node *node);
 /* The value behind any Identity nodes. */
 qf_value *qf_value_source(qf_value *value);
 /* The constant tensor that a value is: its initializer, or the tensor of the Constant node that

@@ -231,6 +231,8 @@ qf_status qf_ir_build(qf_arena *arena, Onnx__ModelProto *model, const char *path
     *out = (qf_ir){.arena = arena, .model = model};
     builder b = {.ir = out, .path = path, .err = err};
     qf_status status = build_graph(&b, model->graph, NULL, NULL);
+    for (size_t i = 0; status == QF_OK && i < out->graph_count; i++)
+        status = qf_graph_sort(out->graphs[i], path, err);
     if (status != QF_OK)
         qf_ir_release(out);
     return status;

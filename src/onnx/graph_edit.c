@@ -12,6 +12,7 @@ void qf_ir_release(qf_ir *ir)
         qf_strmap_release(&ir->graphs[i]->values);
     qf_strmap_release(&ir->node_names);
     qf_strmap_release(&ir->value_names);
+    qf_strmap_release(&ir->suffixes);
     free(ir->graphs);
     free(ir->by_id);
     *ir = (qf_ir){0};
@@ -58,11 +59,22 @@ bool qf_node_is(const qf_node *node, const char *op_type)
     return default_domain && p->op_type && strcmp(p->op_type, op_type) == 0;
 }
 
+qf_value *qf_node_output(const qf_node *node)
+{
+    return node->output_count ? node->outputs[0] : NULL;
+}
+
+/* Has `op_type`, and `value` is all that it makes. */
+static bool produced_by(const qf_value *value, const char *op_type)
+{
+    return value->producer && qf_node_is(value->producer, op_type) &&
+           value->producer->output_count == 1;
+}
+
 qf_value *qf_value_source(qf_value *value)
 {
-    while (value && value->producer && qf_node_is(value->producer, "Identity") &&
-           value->producer->input_count == 1 && value->producer->inputs[0] &&
-           value->producer->inputs[0] != value)
+    while (value && produced_by(value, "Identity") && value->producer->input_count == 1 &&
+           value->producer->inputs[0])
         value = value->producer->inputs[0];
     return value;
 }
@@ -74,7 +86,7 @@ Onnx__TensorProto *qf_value_constant(qf_value *value)
         return NULL;
     if (value->init)
         return value->init;
-    if (value->producer && qf_node_is(value->producer, "Constant")) {
+    if (produced_by(value, "Constant")) {
         const Onnx__AttributeProto *a = qf_node_attribute(value->producer, "value");
         return a ? a->t : NULL;
     }
@@ -92,13 +104,16 @@ const char *qf_ir_unique(qf_ir *ir, const qf_strmap *names, const char *wanted)
 {
     if (!qf_strmap_get(names, wanted))
         return qf_arena_strdup(ir->arena, wanted);
-    for (unsigned i = 1;; i++) {
-        char digits[16];
-        snprintf(digits, sizeof digits, "%u", i);
-        char *name = qf_arena_printf(ir->arena, "%s%s", wanted, digits);
-        if (!name || !qf_strmap_get(names, name))
-            return name;
-    }
+    /* remembers where to go on, or a model of equal names would take quadratic time */
+    uintptr_t number = (uintptr_t)qf_strmap_get(&ir->suffixes, wanted);
+    char *name;
+    do
+        name = qf_arena_printf(ir->arena, "%s%ju", wanted, (uintmax_t)++number);
+    while (name && qf_strmap_get(names, name));
+    const char *key = qf_arena_strdup(ir->arena, wanted);
+    if (!key || !qf_strmap_set(&ir->suffixes, key, (void *)number))
+        return NULL;
+    return name;
 }
 
 bool qf_node_rename(qf_ir *ir, qf_node *node, const char *name)
@@ -318,9 +333,10 @@ void qf_ir_drop_unused(qf_ir *ir, qf_value *value)
             value->dropped = true;
             forget_value_name(ir, value);
         }
-        if (!producer || !(qf_node_is(producer, "Constant") || qf_node_is(producer, "Identity")))
+        bool identity = produced_by(value, "Identity") && producer->input_count == 1;
+        if (!identity && !produced_by(value, "Constant"))
             return;
-        value = qf_node_is(producer, "Identity") ? producer->inputs[0] : NULL;
+        value = identity ? producer->inputs[0] : NULL;
         qf_ir_remove_node(ir, producer);
     }
 }

@@ -1,77 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writing a linked graph back into its messages, in an order where producers come first. */
-#include <stdlib.h>
-#include <string.h>
-
+/* Writing a linked graph back into its messages. */
 #include "onnx/graph.h"
-
-/* The node of `graph` that `node` is, or is nested in; NULL if it is elsewhere. */
-static qf_node *ancestor_in(const qf_graph *graph, qf_node *node)
-{
-    while (node && node->graph != graph)
-        node = node->graph->owner;
-    return node;
-}
-
-static size_t node_count(const qf_graph *graph)
-{
-    size_t n = 0;
-    for (const qf_node *node = graph->first; node; node = node->next)
-        n++;
-    return n;
-}
-
-/* Uses `id`, which nobody needs any more, for the position of each node. */
-static bool is_sorted(const qf_graph *graph)
-{
-    size_t i = 0;
-    for (qf_node *node = graph->first; node; node = node->next)
-        node->id = ++i;
-    for (const qf_value *v = graph->first_value; v; v = v->next) {
-        if (!v->producer || v->dropped)
-            continue;
-        for (size_t u = 0; u < v->use_count; u++) {
-            const qf_node *user = ancestor_in(graph, v->uses[u].node);
-            if (user && user->id <= v->producer->id)
-                return false;
-        }
-    }
-    return true;
-}
-
-/* Kahn's algorithm with a FIFO: nodes that wait for nothing keep their order. `id` becomes the
- * number of values a node still waits for. */
-static bool sort(qf_graph *graph, qf_node **order)
-{
-    size_t head = 0, tail = 0, total = node_count(graph);
-    for (qf_node *node = graph->first; node; node = node->next)
-        node->id = 0;
-    for (qf_value *v = graph->first_value; v; v = v->next) {
-        if (!v->producer || v->dropped)
-            continue;
-        for (size_t u = 0; u < v->use_count; u++) {
-            qf_node *user = ancestor_in(graph, v->uses[u].node);
-            if (user)
-                user->id++;
-        }
-    }
-    for (qf_node *node = graph->first; node; node = node->next) {
-        if (!node->id)
-            order[tail++] = node;
-    }
-    while (head < tail) {
-        const qf_node *node = order[head++];
-        for (size_t o = 0; o < node->output_count; o++) {
-            const qf_value *v = node->outputs[o];
-            for (size_t u = 0; v && u < v->use_count; u++) {
-                qf_node *user = ancestor_in(graph, v->uses[u].node);
-                if (user && --user->id == 0)
-                    order[tail++] = user;
-            }
-        }
-    }
-    return tail == total;
-}
 
 static char *mutable_copy(qf_ir *ir, const char *text)
 {
@@ -169,28 +98,21 @@ static bool write_results(qf_ir *ir, qf_graph *graph)
 
 static qf_status finish_graph(qf_ir *ir, qf_graph *graph, const char *path, qf_error *err)
 {
-    size_t n = node_count(graph);
-    qf_node **order = malloc((n ? n : 1) * sizeof *order);
-    Onnx__NodeProto **nodes = qf_arena_array(ir->arena, n, sizeof *nodes);
-    if (!order || !nodes) {
-        free(order);
-        return qf_fail_memory(err);
-    }
-    size_t i = 0;
-    for (qf_node *node = graph->first; node; node = node->next)
-        order[i++] = node;
-    qf_status status = QF_OK;
-    if (!is_sorted(graph) && !sort(graph, order))
-        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
-                            "the graph has a cycle; ONNX graphs must not");
-    for (i = 0; status == QF_OK && i < n; i++) {
-        nodes[i] = order[i]->proto;
-        if (!write_node(ir, order[i]))
-            status = qf_fail_memory(err);
-    }
-    free(order);
+    qf_status status = qf_graph_sort(graph, path, err);
     if (status != QF_OK)
         return status;
+    size_t n = 0;
+    for (qf_node *node = graph->first; node; node = node->next)
+        n++;
+    Onnx__NodeProto **nodes = qf_arena_array(ir->arena, n, sizeof *nodes);
+    if (!nodes)
+        return qf_fail_memory(err);
+    n = 0;
+    for (qf_node *node = graph->first; node; node = node->next) {
+        if (!write_node(ir, node))
+            return qf_fail_memory(err);
+        nodes[n++] = node->proto;
+    }
     graph->proto->node = nodes;
     graph->proto->n_node = n;
     if (!write_initializers(ir, graph) || !write_infos(ir, graph))

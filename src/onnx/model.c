@@ -111,7 +111,8 @@ qf_status qf_model_each_tensor(Onnx__ModelProto *model, qf_tensor_visitor visit,
 
 /* ---- opening ---- */
 
-/* The number of raw bytes of a span that is stored as varints, from the tensor's dims. */
+/* The number of raw bytes of a span, for varints from the tensor's dims; 0 if those are impossible,
+ * which keeps the tensor as it is. */
 static qf_status measure_raw(Onnx__TensorProto *tensor, void *user)
 {
     qf_model *model = user;
@@ -123,8 +124,8 @@ static qf_status measure_raw(Onnx__TensorProto *tensor, void *user)
     if (p->field == QF_FIELD_RAW_DATA || p->field == QF_FIELD_FLOAT_DATA ||
         p->field == QF_FIELD_DOUBLE_DATA)
         p->raw_length = p->span.length;
-    else if (qf_dims_count(tensor->dims, tensor->n_dims, &count))
-        p->raw_length = qf_raw_bytes(tensor->data_type, count);
+    else if (qf_dims_count(tensor->dims, tensor->n_dims, &count) && count / 2 <= p->span.length)
+        p->raw_length = qf_raw_bytes(tensor->data_type, count); /* a varint has a byte at least */
     return QF_OK;
 }
 

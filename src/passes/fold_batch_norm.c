@@ -44,7 +44,7 @@ static qf_status read_parameter(qf_plan *plan, qf_value *value, size_t channels,
 static bool matches(const qf_plan *plan, qf_node *bn, fold *f)
 {
     if (!qf_node_is(bn, "BatchNormalization") || bn->input_count != 5 || !bn->inputs[0] ||
-        qf_node_int(bn, "training_mode", 0) != 0 || !bn->outputs[0])
+        qf_node_int(bn, "training_mode", 0) != 0 || !qf_node_output(bn))
         return false;
     for (size_t i = 1; i < bn->output_count; i++) {
         if (bn->outputs[i] && (bn->outputs[i]->use_count || bn->outputs[i]->result_count))
@@ -52,7 +52,8 @@ static bool matches(const qf_plan *plan, qf_node *bn, fold *f)
     }
     qf_node *conv = bn->inputs[0]->producer;
     if (!conv || !qf_node_is(conv, "Conv") || conv->graph != bn->graph ||
-        qf_value_only_user(conv->outputs[0]) != bn || conv->input_count < 2 || !conv->inputs[1] ||
+        qf_node_output(conv) != bn->inputs[0] || qf_value_only_user(bn->inputs[0]) != bn ||
+        conv->input_count < 2 || !conv->inputs[1] ||
         (qf_plan_flags(plan, conv->name) & (QF_NODE_PADDED | QF_NODE_REUSED)))
         return false;
     const AMCTPytorchProto__SingleLayerRecord *record = record_of(plan, conv->name);

@@ -43,7 +43,7 @@ qf_status qf_pass_hoist_constants(qf_pass *p)
         for (qf_node *n = p->ir->graphs[g]->first, *next; n; n = next) {
             const qf_payload *payload = constant_payload(p, n);
             next = n->next;
-            if (payload && payload->raw_length >= SMALL && n->outputs[0] &&
+            if (payload && payload->raw_length >= SMALL && qf_node_output(n) &&
                 !n->outputs[0]->result_count && !hoist(p, n))
                 return qf_fail_memory(p->err);
         }

@@ -36,7 +36,7 @@ static qf_node *own_pad(const qf_layer *layer, const qf_node *node)
     size_t n = strlen(layer->name);
     bool own = pad && qf_node_is(pad, "Pad") && strncmp(pad->name, layer->name, n) == 0 &&
                strcmp(pad->name + n, "_pad") == 0 && qf_value_only_user(in) == node &&
-               pad->inputs[0] && pad->graph == node->graph;
+               pad->input_count && pad->inputs[0] && pad->graph == node->graph;
     return own ? pad : NULL;
 }
 

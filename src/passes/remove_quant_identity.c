@@ -25,7 +25,7 @@ static const char *text_attribute(qf_ir *ir, const qf_node *node, const char *na
 
 static qf_node *first_user(const qf_node *node)
 {
-    const qf_value *out = node->output_count ? node->outputs[0] : NULL;
+    const qf_value *out = qf_node_output(node);
     return out && out->use_count ? out->uses[0].node : NULL;
 }
 
@@ -44,7 +44,7 @@ static qf_node *search(const qf_ir *ir, qf_node *from, const char *const *types,
             if (qf_node_is(node, types[i]))
                 found = node;
         }
-        const qf_value *out = node->output_count ? node->outputs[0] : NULL;
+        const qf_value *out = qf_node_output(node);
         for (size_t i = 0; out && !found && i < out->use_count; i++) {
             qf_node *user = out->uses[i].node;
             if (!seen[user->id]) {

@@ -15,7 +15,7 @@ static void report(qf_plan *plan, const qf_config *config, qf_severity severity,
 }
 
 static void check_layer(qf_plan *plan, const qf_config *config, const qf_config_layer *layer,
-                        const qf_matcher *matcher, qf_strmap *enabled)
+                        qf_matcher *matcher, qf_strmap *enabled)
 {
     qf_match match;
     qf_matcher_find(matcher, layer->name, &match);

@@ -61,7 +61,7 @@ static void find_weight(const qf_node *node, qf_probe *p)
     p->weight_user = (qf_node *)node;
     p->weight_input = 1;
     if (value && value->producer && qf_node_is(value->producer, "Transpose") &&
-        value->producer->input_count == 1) {
+        value->producer->input_count == 1 && qf_node_output(value->producer) == value) {
         p->weight_user = value->producer;
         p->weight_input = 0;
         value = value->producer->inputs[0];
@@ -155,16 +155,17 @@ static bool connected(const qf_node *node, size_t input)
     return input < node->input_count && node->inputs[input];
 }
 
-/* Whether a value depends on a graph input. */
-static bool from_graph_input(const qf_value *value, unsigned budget)
+/* Whether a value depends on a graph input. `steps` bounds the search in graphs made to be slow. */
+static bool from_graph_input(const qf_value *value, unsigned depth, unsigned *steps)
 {
     if (value->input)
         return true;
-    if (!value->producer || !budget)
+    if (!value->producer || !depth || !*steps)
         return false;
+    --*steps;
     for (size_t i = 0; i < value->producer->input_count; i++) {
         const qf_value *in = value->producer->inputs[i];
-        if (in && from_graph_input(in, budget - 1))
+        if (in && from_graph_input(in, depth - 1, steps))
             return true;
     }
     return false;
@@ -180,9 +181,10 @@ static bool string_is(const qf_node *node, const char *name, const char *missing
 
 static void check_rnn_state(const qf_node *node, size_t input, const char *name, qf_probe *p)
 {
+    unsigned steps = 1000;
     if (!connected(node, input))
         snprintf(p->reason, sizeof p->reason, "its %s is not connected", name);
-    else if (!from_graph_input(node->inputs[input], 16))
+    else if (!from_graph_input(node->inputs[input], 64, &steps))
         snprintf(p->reason, sizeof p->reason, "its %s does not come from a graph input", name);
     else
         return;
@@ -267,6 +269,8 @@ void qf_layer_probe(const qf_node *node, unsigned flags, qf_probe *out)
     }
     if (!connected(node, 0))
         refuse(out, "its input is not connected");
+    if (!qf_op_is_rnn(out->op) && !qf_node_output(node))
+        refuse(out, "its output has no name");
     if (flags & QF_NODE_REUSED)
         refuse(out, "its module is used more than once in the graph, so one record cannot describe "
                     "it");

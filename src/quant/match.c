@@ -139,7 +139,7 @@ static const char *nearest(const qf_matcher *m, const char *key)
     return best;
 }
 
-void qf_matcher_find(const qf_matcher *m, const char *key, qf_match *out)
+void qf_matcher_find(qf_matcher *m, const char *key, qf_match *out)
 {
     const entry *e;
     *out = (qf_match){0};
@@ -160,7 +160,9 @@ void qf_matcher_find(const qf_matcher *m, const char *key, qf_match *out)
         out->node = pick(e, "exporter scope", out);
     if (out->node || out->problem[0])
         return;
-    const char *near = nearest(m, key);
+    /* suggestions take time; a record that is all wrong needs no more than a few */
+    enum { SUGGESTIONS = 100 };
+    const char *near = m->misses++ < SUGGESTIONS ? nearest(m, key) : NULL;
     snprintf(out->problem, sizeof out->problem,
              "no node has this name, no weight is called '%.60s.weight', and no exporter scope "
              "fits%s%s%s; `quantfold inspect` lists the layers",

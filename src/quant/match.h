@@ -12,6 +12,7 @@ typedef struct qf_matcher {
     const qf_ir *ir;
     qf_arena arena;
     qf_strmap by_weight, by_scope;
+    unsigned misses; /* keys not found so far */
 } qf_matcher;
 
 typedef struct qf_match {
@@ -22,7 +23,7 @@ typedef struct qf_match {
 
 /* `ir` must not change while the matcher is used. */
 qf_status qf_matcher_init(qf_matcher *matcher, const qf_ir *ir, qf_error *err);
-void qf_matcher_find(const qf_matcher *matcher, const char *key, qf_match *out);
+void qf_matcher_find(qf_matcher *matcher, const char *key, qf_match *out);
 void qf_matcher_release(qf_matcher *matcher);
 
 #endif

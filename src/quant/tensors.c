@@ -52,7 +52,8 @@ static const char *check_data(const Onnx__TensorProto *tensor, const qf_payload 
         (p->field == QF_FIELD_INT32_DATA && half);
     if (!fits)
         return "is stored in a field that does not belong to its dtype";
-    if (p->raw_length != qf_raw_bytes(type, *count))
+    bool short_varints = p->field == QF_FIELD_INT32_DATA && *count > p->span.length;
+    if (short_varints || p->raw_length != qf_raw_bytes(type, *count))
         return "has a different number of elements than its dims say";
     return NULL;
 }
@@ -348,7 +349,7 @@ static qf_status add_weight(const tensor_context *t, const Onnx__TensorProto *te
  * last dimension: facts 4.2. */
 static Onnx__TensorProto *matmul_bias(const tensor_context *t)
 {
-    const qf_value *out = t->node->output_count ? t->node->outputs[0] : NULL;
+    const qf_value *out = qf_node_output(t->node);
     const qf_node *add = out ? qf_value_only_user(out) : NULL;
     if (!add || !qf_node_is(add, "Add") || add->graph != t->node->graph || add->input_count != 2 ||
         add->inputs[0] != out || !add->inputs[1])

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import deploy_rules
-import make_record
 import numpy as np
+import onnx
 import reference
+from onnx import TensorProto, helper, numpy_helper
+
+import make_record
 from support import (
     DEPLOY,
     FAKE,
@@ -20,9 +23,6 @@ from support import (
     same_bits,
     sqnr_db,
 )
-
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 F32 = np.float32
 

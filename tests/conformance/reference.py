@@ -15,7 +15,6 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 

@@ -14,12 +14,14 @@ import json
 from pathlib import Path
 
 import deploy_rules
-import make_record
 import minilm
 import numpy as np
 import onnx
 import pytest
+import reference
 from nets import Export, build_wanted, export_text, layer_values
+
+import make_record
 from support import DEPLOY, FAKE, check_model, run_model, same_bits, sqnr_db
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 
 import deploy_rules
-import make_record
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 import reference
 from nets import (
@@ -33,10 +33,10 @@ from nets import (
     resolve,
     save_net,
 )
-from support import DEPLOY, FAKE, check_model, differences, payload, run_model, same_bits
-
-import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+import make_record
+from support import DEPLOY, FAKE, check_model, differences, payload, run_model, same_bits, sqnr_db
 
 EXTENT = {1: (11,), 2: (7, 6), 3: (5, 4, 6)}
 
@@ -281,6 +281,58 @@ def test_rnn(quantfold, tmp_path, op, per_gate, act, wts):
     net = rnn_net(op)
     snr = 10 if wts == "INT4" else 25
     rnn_export(quantfold, tmp_path, net, rnn_record(net, per_gate, act, wts), snr)
+
+
+def no_state(net: Net) -> None:
+    net.nodes[0].input[5] = ""
+    net.inputs = [v for v in net.inputs if v.name != "h0"]
+
+
+def rnn_attribute(name: str, value):
+    def change(net: Net) -> None:
+        net.nodes[0].attribute.append(helper.make_attribute(name, value))
+
+    return change
+
+
+def rnn_reverse(net: Net) -> None:
+    net.nodes[0].attribute.append(helper.make_attribute("direction", "reverse"))
+
+
+def rnn_one_output(net: Net) -> None:
+    del net.nodes[0].output[1:]
+    del net.outputs[1:]
+
+
+def gru_reset_before(net: Net) -> None:
+    (old,) = [a for a in net.nodes[0].attribute if a.name == "linear_before_reset"]
+    old.i = 0
+
+
+@pytest.mark.parametrize(
+    "op, change",
+    [
+        ("LSTM", no_state),
+        ("GRU", no_state),
+        ("LSTM", rnn_reverse),
+        ("GRU", rnn_reverse),
+        ("LSTM", rnn_attribute("clip", 2.0)),
+        ("LSTM", rnn_attribute("activations", ["Sigmoid", "Tanh", "Tanh"])),
+        ("LSTM", rnn_attribute("input_forget", 1)),
+        ("LSTM", rnn_one_output),
+        ("GRU", rnn_one_output),
+        ("GRU", gru_reset_before),
+    ],
+)
+def test_rnn_form_that_the_device_does_not_have(quantfold, tmp_path, op, change):
+    net = rnn_net(op)
+    text = rnn_record(net, True, "INT8", "INT8")
+    change(net)
+    (tmp_path / "record.txt").write_text(text)
+    path = save_net(net, tmp_path)
+    result = quantfold.export(path, tmp_path / "record.txt", tmp_path / "out" / "m", expect=1)
+    assert "rnn" in result.err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("change", [{"bias": False}, {"lens": True}], ids=["nobias", "lens"])
@@ -817,6 +869,121 @@ def test_batch_norm_of_a_shared_output_is_not_folded(quantfold, tmp_path):
     assert any(n.op_type == "BatchNormalization" for n in export.fake.graph.node)
 
 
+def two_convs_of_one_weight() -> Net:
+    """Folding the BatchNormalization into the shared weight would spoil the other Conv."""
+    net = bn_net(1e-5)
+    inputs = ["x", "c.weight"]
+    net.output(net.op("Conv", inputs, "plain", kernel_shape=[3, 3], pads=[1] * 4, group=1))
+    return net
+
+
+@pytest.mark.parametrize("recorded", [["c"], ["plain"], ["c", "plain"]], ids="-".join)
+def test_folding_leaves_other_readers_alone(quantfold, tmp_path, recorded):
+    net = two_convs_of_one_weight()
+    scales = {"c": bn_scales(net)}
+    path = save_net(net, tmp_path)
+    text = make_record.record_text(records_for(path, net, Options(scales=scales, only=recorded)))
+    (tmp_path / "record.txt").write_text(text)
+    quantfold.export(path, tmp_path / "record.txt", tmp_path / "out" / "m")
+    check_model(tmp_path / "out" / FAKE)
+    pairs = zip(run_model(path, net.feeds), run_model(tmp_path / "out" / FAKE, net.feeds))
+    for exact, got in pairs:
+        assert sqnr_db(exact, got) > 25
+
+
+def test_batch_norm_whose_numbers_come_through_identity(quantfold, tmp_path):
+    """torch writes equal tensors once, so an untrained BatchNormalization reads Identity nodes."""
+    net = bn_net(1e-5)
+    stats = next(n for n in net.nodes if n.op_type == "BatchNormalization")
+    scales = bn_scales(net)
+    for i in (1, 2, 3, 4):
+        made = helper.make_node("Identity", [stats.input[i]], [f"id{i}"], f"id_{i}")
+        stats.input[i] = f"id{i}"
+        net.nodes.insert(0, made)
+    path = save_net(net, tmp_path)
+    text = make_record.record_text(records_for(path, net, Options(scales={"c": scales})))
+    (tmp_path / "record.txt").write_text(text)
+    quantfold.export(path, tmp_path / "record.txt", tmp_path / "out" / "m")
+    model = onnx.load(str(tmp_path / "out" / FAKE))
+    assert not any(n.op_type == "BatchNormalization" for n in model.graph.node)
+    (exact,), (got,) = run_model(path, net.feeds), run_model(tmp_path / "out" / FAKE, net.feeds)
+    assert sqnr_db(exact, got) > 25
+
+
+def test_batch_norm_in_training_mode_is_not_folded(quantfold, tmp_path):
+    net = bn_net(1e-5)
+    bn = next(n for n in net.nodes if n.op_type == "BatchNormalization")
+    bn.attribute.append(helper.make_attribute("training_mode", 1))
+    bn.output.extend(["mean_out", "var_out"])
+    path = save_net(net, tmp_path)
+    scales = make_record.weight_scales("Conv", numpy_helper.to_array(net.tensors[0]))
+    record = make_record.Record("c", 0.03, 0, scales)
+    (tmp_path / "record.txt").write_text(make_record.record_text([record]))
+    quantfold.export(path, tmp_path / "record.txt", tmp_path / "out" / "m")
+    model = onnx.load(str(tmp_path / "out" / FAKE))
+    assert any(n.op_type == "BatchNormalization" for n in model.graph.node)
+
+
+# ---- names that are taken ------------------------------------------------------------------------
+
+
+def crowded_net(node: str, tensor: str) -> Net:
+    """A net that already uses a name the export wants to give."""
+    net = Net()
+    x = net.input("x", random(2, 4, 6, 6))
+    y = conv(net, x, random(4, 4, 3, 3, seed=1, scale=0.3), random(4, seed=2))
+    y = net.op("Relu", [y], node, tensor)
+    y = net.op("Flatten", [y], "flat")
+    net.output(gemm(net, y, random(5, 144, seed=3, scale=0.1), random(5, seed=4), transB=1))
+    return net
+
+
+@pytest.mark.parametrize(
+    "node, tensor",
+    [
+        ("c.quant", "t"),
+        ("c.dequant", "t"),
+        ("g.quant.fakequant.round", "t"),
+        ("g.fakedequant.dqscale", "t"),
+        ("n", "c.quant.output0"),
+        ("n", "c.dequant.param"),
+        ("n", "c.dequant.output0"),
+        ("n", "g.quant.fakequant.scale.output0"),
+        ("n", "g.fakedequant.mul.output0"),
+        ("n", "g_output0"),
+    ],
+)
+def test_names_that_are_taken_do_not_clash(quantfold, tmp_path, node, tensor):
+    net = crowded_net(node, tensor)
+    export = export_net(quantfold, tmp_path, net)
+    for model in (export.deploy, export.fake):
+        names = [n.name for n in model.graph.node]
+        made = [o for n in model.graph.node for o in n.output]
+        made += [t.name for t in model.graph.initializer]
+        assert len(set(names)) == len(names) and len(set(made)) == len(made)
+    check_model(export.out / FAKE)
+    plain = export_net(quantfold, tmp_path / "plain", crowded_net("n", "t"))
+    same_bits(run_model(export.out / FAKE, net.feeds), run_model(plain.out / FAKE, net.feeds))
+
+
+def test_two_nodes_of_one_name(quantfold, tmp_path):
+    """Both stay float, the second gets a number; a record for the name could mean either."""
+    net = siblings_net(True)
+    for n in net.nodes:
+        n.name = "same" if n.name in ("a", "z") else n.name
+    path = save_net(net, tmp_path)
+    text = make_record.record_text([make_record.Record("b", 0.03, 0, [0.01] * 4)])
+    (tmp_path / "b.txt").write_text(text)
+    (tmp_path / "same.txt").write_text(text.replace('"b"', '"same"'))
+    quantfold.export(path, tmp_path / "b.txt", tmp_path / "out" / "m")
+    model = check_model(tmp_path / "out" / FAKE)
+    names = [n.name for n in model.graph.node]
+    assert len(set(names)) == len(names) and {"same", "same1"} <= set(names)
+    run_model(tmp_path / "out" / FAKE, net.feeds)
+    result = quantfold.export(path, tmp_path / "same.txt", tmp_path / "no" / "m", expect=1)
+    assert "same" in result.err
+
+
 # ---- rounding ----------------------------------------------------------------------------------
 
 
@@ -1211,6 +1378,31 @@ def test_file_modes_and_prefix(quantfold, tmp_path):
     quantfold.export(path, tmp_path / "r.txt", f"{tmp_path}/new/deep/")
     names = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "new" / "deep").iterdir()}
     assert names == {"deploy_model.onnx": 0o640, "fake_quant_model.onnx": 0o640}
+
+
+@pytest.mark.parametrize(
+    "save_path, prefix",
+    [
+        ("m", "m_"),
+        ("./m", "m_"),
+        ("./", ""),
+        ("", ""),
+        ("sub/", ""),
+        ("sub/../m", "m_"),
+        ("name with space/pre.fix", "pre.fix_"),
+    ],
+)
+def test_save_path_is_split_as_the_reference_does(quantfold, tmp_path, save_path, prefix):
+    net = gemm_net(1, (6,))
+    path = save_net(net, tmp_path / "in")
+    record = tmp_path / "in" / "r.txt"
+    record.write_text(make_record.record_text(records_for(path, net, Options())))
+    work = tmp_path / "work"
+    work.mkdir()
+    quantfold.export(path, record, save_path, cwd=work)
+    below = save_path.rsplit("/", 1)[0] if "/" in save_path and ".." not in save_path else "."
+    names = {p.name for p in (work / below).iterdir() if p.is_file()}
+    assert names == {f"{prefix}deploy_model.onnx", f"{prefix}fake_quant_model.onnx"}
 
 
 def test_layers_by_all_kinds_together(quantfold, tmp_path):

@@ -21,15 +21,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import make_record
 import numpy as np
+import onnx
 import pytest
 from nets import F32, Net, conv, gemm
 from nets import random as normal
-from support import DEPLOY, FAKE, assert_no_sanitizer_report, check_model, decode, snapshot
-
-import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+import make_record
+from support import DEPLOY, FAKE, assert_no_sanitizer_report, check_model, decode, snapshot
 
 WRONG_INPUT, WRONG_USAGE, SYSTEM_FAILED, INTERRUPTED = 1, 2, 3, 130
 

@@ -9,9 +9,8 @@ the engine: `violations(model, folder)` gives a line for each broken one.
 from __future__ import annotations
 
 import numpy as np
-import onnx_equal
-
 import onnx
+import onnx_equal
 from onnx import AttributeProto as A
 from onnx import TensorProto as T
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from pathlib import Path
 
 import deploy_rules
 import numpy as np
+import onnx
 import pytest
 import reference
+
+import make_record
 from support import (
     DEPLOY,
     FAKE,
@@ -27,8 +31,6 @@ from support import (
     same_bits,
     snapshot,
 )
-
-import onnx
 
 REPO = Path(__file__).resolve().parents[2]
 GOLDEN = Path(os.environ.get("QUANTFOLD_GOLDEN", REPO.parent / "shared" / "golden"))
@@ -140,6 +142,96 @@ def test_numpy_reference_reproduces_golden(case, tmp_path):
     for built, name in ((deploy, DEPLOY), (fake, FAKE)):
         onnx.save(built, str(tmp_path / name))
         assert_same_model(tmp_path / name, GOLDEN / case / name)
+
+
+# ---- other records for the same models -----------------------------------------------------------
+
+
+def field_lines(name: str, value) -> list[str]:
+    """A record field as text, one line for each repeated value."""
+    if isinstance(value, list):
+        return [line for v in value for line in field_lines(name, v)]
+    if isinstance(value, str):
+        return [f'    {name}: "{value}"']
+    text = make_record.float_text(value) if isinstance(value, np.floating) else str(value)
+    return [f"    {name}: {text}"]
+
+
+def records_text(records: dict[str, dict]) -> str:
+    """Records as parse_record gives them, written again."""
+    out = []
+    for key, record in records.items():
+        out += ["record {", f'  key: "{key}"', "  value {"]
+        out += [line for name, value in record.items() for line in field_lines(name, value)]
+        out += ["  }", "}"]
+    return "\n".join(out) + "\n"
+
+
+def change_rnn(record: dict, gates: int, rng: random.Random) -> None:
+    """Other widths, or one scale for each gate."""
+    record["act_type"] = rng.choice(["INT8", "INT16"])
+    record["wts_type"] = rng.choice(["INT8", "INT4"])
+    record["offset_h"] = rng.randrange(-100, 100)
+    if rng.random() < 0.5:
+        for kind in ("w", "r"):
+            record[f"scale_{kind}"] = [max(record[f"scale_{kind}"])] * gates
+            record[f"offset_{kind}"] = [0] * gates
+
+
+def change_layer(record: dict, op: str, dims: list[int], cin: int, group: int, rng) -> None:
+    """Other widths, modes and granularity, within what the layer allows."""
+    for name, choice in (
+        ("act_type", ["INT8", "INT16", "INT4", None]),
+        ("wts_type", ["INT8", "INT7", "INT6", None] + ["INT4"] * (dims[cin] % 2 == 0)),
+        ("dst_type", [None, None, None, "INT8", "INT4"]),
+        ("fakequant_precision_mode", [None, None, "DEFAULT", "FORCE_FP16_QUANT"]),
+    ):
+        record.pop(name, None)
+        if value := rng.choice(choice):
+            record[name] = value
+    if op.startswith("Conv") and rng.random() < 0.3:
+        record["scale_w"], record["offset_w"] = [max(record["scale_w"])], [0]
+    if rng.random() < 0.25:
+        channels = dims[cin] * (group if op == "Conv" else 1)
+        record["tensor_balance_factor"] = [np.float32(rng.uniform(0.2, 5)) for _ in range(channels)]
+
+
+def changed_records(case: str, seed: int) -> dict[str, dict]:
+    """The case's records with seeded changes; some layers lose theirs."""
+    path, rng = model_of(case), random.Random(f"{case} {seed}")
+    model = onnx.load(str(path), load_external_data=False)
+    records = reference.parse_record((GOLDEN / case / "record.txt").read_text())
+    graph, _ = reference.prepare(model, str(path.parent), records)
+    for key in list(records):
+        node, record = graph.node(key), records[key]
+        if len(records) > 1 and rng.random() < 0.15:
+            del records[key]
+            continue
+        record["scale_d"] = np.float32(record["scale_d"] * rng.uniform(0.5, 3))
+        record["offset_d"] = rng.randrange(-128, 128)
+        if node.op_type in reference.RNN:
+            change_rnn(record, 4 if node.op_type == "LSTM" else 3, rng)
+            continue
+        dims = list(graph.tensors[graph.constant(node.input[1])].dims)
+        turned = node.op_type == "Gemm" and reference.attr(node, "transB", 0)
+        cin = 1 if node.op_type == "Conv" or turned else 0
+        change_layer(record, node.op_type, dims, cin, reference.attr(node, "group", 1), rng)
+    return records
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", CASES)
+def test_other_records_give_what_the_rules_say(quantfold, case, seed, tmp_path):
+    """The reference tool's models with records it did not write, against the numpy reference."""
+    path, text = model_of(case), records_text(changed_records(case, seed))
+    model = onnx.load(str(path), load_external_data=False)
+    records = reference.parse_record(text)
+    deploy, fake, _ = reference.expected(model, str(path.parent), records)
+    (tmp_path / "record.txt").write_text(text)
+    quantfold.export(path, tmp_path / "record.txt", tmp_path / "out" / "m")
+    for built, name in ((deploy, DEPLOY), (fake, FAKE)):
+        onnx.save(built, str(tmp_path / name))
+        assert_same_model(tmp_path / "out" / name, tmp_path / name)
 
 
 # ---- BN folding --------------------------------------------------------------------------------

@@ -150,6 +150,27 @@ static void test_complete_run_is_finished(void **state)
     assert_int_equal(entries(), 3);
 }
 
+/* A rename that fails in the middle: what was already replaced comes back. */
+static void test_failed_rename_rolls_back(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    write_text(in_folder("a.external"), "old a");
+    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    put_file(&stage, "a.external", "new a");
+    put_file(&stage, "b.external", "new b");
+    put_file(&stage, "m.onnx", "new m");
+    assert_int_equal(mkdir(in_folder("m.onnx"), 0700), 0);
+    write_text(in_folder("m.onnx/x"), "in the way");
+    assert_int_equal(qf_stage_commit(&stage, &err), QF_ERR_SYSTEM);
+    assert_non_null(strstr(err.message, "m.onnx"));
+    qf_stage_close(&stage);
+    assert_text("a.external", "old a");
+    assert_text("m.onnx/x", "in the way");
+    assert_int_equal(entries(), 2);
+}
+
 static void test_second_run_is_refused(void **state)
 {
     (void)state;
@@ -208,6 +229,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_abandon_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_incomplete_run_is_cleaned, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_complete_run_is_finished, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_failed_rename_rolls_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
         cmocka_unit_test(test_save_path),
     };
