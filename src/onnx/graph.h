@@ -50,8 +50,9 @@ struct qf_node {
     qf_value **outputs; /* NULL: output not named */
     size_t output_count;
     qf_node *prev, *next;
-    void *tag;    /* for passes: what made this node */
-    size_t order; /* scratch of qf_graph_sort */
+    bool name_shared; /* later nodes had the same name in the file */
+    void *tag;        /* for passes: what made this node */
+    size_t order;     /* scratch of qf_graph_sort */
 };
 
 struct qf_graph {

@@ -96,6 +96,9 @@ static qf_status name_node(builder *b, qf_node *node, size_t index)
         if (!given)
             return qf_fail_memory(b->err);
     }
+    qf_node *first = qf_strmap_get(&b->ir->node_names, given);
+    if (first)
+        first->name_shared = true;
     node->name = qf_ir_unique(b->ir, &b->ir->node_names, given);
     if (!node->name || !qf_strmap_set(&b->ir->node_names, node->name, node))
         return qf_fail_memory(b->err);

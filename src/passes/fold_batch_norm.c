@@ -59,13 +59,11 @@ static bool matches(const qf_plan *plan, qf_node *bn, fold *f)
     const AMCTPytorchProto__SingleLayerRecord *record = record_of(plan, conv->name);
     if (record && record->has_skip_fusion && record->skip_fusion)
         return false;
-    qf_value *source = qf_value_source(conv->inputs[1]);
     f->conv = conv;
     f->bn = bn;
     f->quantized = record != NULL;
     f->weight = qf_value_constant(conv->inputs[1]);
-    if (!f->weight || f->weight->n_dims < 3 || f->weight->dims[0] <= 0 || source->use_count != 1 ||
-        conv->inputs[1]->use_count != 1)
+    if (!f->weight || f->weight->n_dims < 3 || f->weight->dims[0] <= 0)
         return false;
     f->channels = (size_t)f->weight->dims[0];
     /* a float conv keeps its dtype, so only float32 can be folded there */
@@ -105,6 +103,14 @@ static bool compute(const fold *f, float *factor, float *bias)
         finite &= isfinite(factor[c]) && isfinite(bias[c]);
     }
     return finite;
+}
+
+/* Whether nothing but the conv reads the weight. */
+static bool owns_weight(const fold *f)
+{
+    const qf_value *value = f->conv->inputs[1], *source = qf_value_source(f->conv->inputs[1]);
+    return value->use_count == 1 && !value->result_count && source->use_count == 1 &&
+           !source->result_count;
 }
 
 /* <x>.weight -> <x>.bias as the exporter would name it, else <layer>.bias. */
@@ -147,7 +153,16 @@ static bool set_weight(qf_plan *plan, qf_ir *ir, const fold *f, const float *fac
         !qf_grow((void **)&plan->jobs, &plan->job_cap, plan->job_count + 1, sizeof *plan->jobs))
         return false;
     plan->jobs[plan->job_count++] = job;
-    return qf_tensor_set_payload(ir->arena, f->weight, payload);
+    if (owns_weight(f))
+        return qf_tensor_set_payload(ir->arena, f->weight, payload);
+    /* others keep the weight as it is */
+    const char *name = qf_arena_printf(ir->arena, "%s.weight", f->conv->name);
+    Onnx__TensorProto *own =
+        qf_tensor_new(ir->arena, f->weight->data_type, f->weight->dims, f->weight->n_dims);
+    if (!name || !own || !qf_tensor_set_payload(ir->arena, own, payload))
+        return false;
+    qf_value *value = qf_ir_add_initializer(ir, f->conv->graph, name, own);
+    return value && qf_node_set_input(ir, f->conv, 1, value);
 }
 
 static bool set_bias(qf_plan *plan, qf_ir *ir, const fold *f, const float *bias)
@@ -218,8 +233,8 @@ static qf_status fold_one(qf_plan *plan, qf_ir *ir, fold *f, qf_error *err)
         return QF_OK;
     }
     const char *name = qf_arena_strdup(&plan->arena, f->conv->name);
-    if (!name || !qf_strmap_set(&plan->folded, name, plan) || !set_weight(plan, ir, f, factor) ||
-        !set_bias(plan, ir, f, bias) || !remove_bn(ir, f))
+    if (!name || !qf_strmap_set(&plan->folded, name, plan) || !set_bias(plan, ir, f, bias) ||
+        !set_weight(plan, ir, f, factor) || !remove_bn(ir, f))
         return qf_fail_memory(err);
     return QF_OK;
 }

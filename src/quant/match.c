@@ -152,7 +152,13 @@ void qf_matcher_find(qf_matcher *m, const char *key, qf_match *out)
         out->node = qf_strmap_get(&m->ir->node_names, layer);
         out->is_tensor = out->node != NULL;
     }
-    if (out->node)
+    if (out->node && out->node->name_shared) {
+        out->node = NULL;
+        snprintf(out->problem, sizeof out->problem,
+                 "the key is ambiguous: more than one node of the model is called so; give them "
+                 "names of their own");
+    }
+    if (out->node || out->problem[0])
         return;
     if ((e = qf_strmap_get(&m->by_weight, key)))
         out->node = pick(e, "weight name", out);
