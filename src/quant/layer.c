@@ -2,6 +2,7 @@
 #include "quant/layer.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "onnx/payload.h"
@@ -155,20 +156,39 @@ static bool connected(const qf_node *node, size_t input)
     return input < node->input_count && node->inputs[input];
 }
 
-/* Whether a value depends on a graph input. `steps` bounds the search in graphs made to be slow. */
-static bool from_graph_input(const qf_value *value, unsigned depth, unsigned *steps)
+/* Pushes what makes `value`, once. */
+static bool push_producer(const qf_value *value, const qf_node ***stack, size_t *count, size_t *cap,
+                          qf_strmap *seen)
 {
-    if (value->input)
+    const qf_node *node = value->producer;
+    if (!node || qf_strmap_get(seen, node->name))
         return true;
-    if (!value->producer || !depth || !*steps)
+    if (!qf_grow((void **)stack, cap, *count + 1, sizeof **stack) ||
+        !qf_strmap_set(seen, node->name, (void *)node))
         return false;
-    --*steps;
-    for (size_t i = 0; i < value->producer->input_count; i++) {
-        const qf_value *in = value->producer->inputs[i];
-        if (in && from_graph_input(in, depth - 1, steps))
-            return true;
+    (*stack)[(*count)++] = node;
+    return true;
+}
+
+/* Whether a value depends on a graph input, however far away. */
+static bool from_graph_input(const qf_value *value)
+{
+    const qf_node **stack = NULL;
+    size_t count = 0, cap = 0;
+    qf_strmap seen = {0};
+    bool found = value->input != NULL;
+    bool memory = push_producer(value, &stack, &count, &cap, &seen);
+    while (memory && !found && count) {
+        const qf_node *node = stack[--count];
+        for (size_t i = 0; memory && i < node->input_count; i++) {
+            const qf_value *in = node->inputs[i];
+            found |= in && in->input;
+            memory = !in || push_producer(in, &stack, &count, &cap, &seen);
+        }
     }
-    return false;
+    free(stack);
+    qf_strmap_release(&seen);
+    return found;
 }
 
 static bool string_is(const qf_node *node, const char *name, const char *missing, const char *want)
@@ -181,10 +201,9 @@ static bool string_is(const qf_node *node, const char *name, const char *missing
 
 static void check_rnn_state(const qf_node *node, size_t input, const char *name, qf_probe *p)
 {
-    unsigned steps = 1000;
     if (!connected(node, input))
         snprintf(p->reason, sizeof p->reason, "its %s is not connected", name);
-    else if (!from_graph_input(node->inputs[input], 64, &steps))
+    else if (!from_graph_input(node->inputs[input]))
         snprintf(p->reason, sizeof p->reason, "its %s does not come from a graph input", name);
     else
         return;
