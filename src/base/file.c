@@ -120,3 +120,9 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
         *inode = st.st_ino;
     return QF_OK;
 }
+
+bool qf_ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}

@@ -26,4 +26,7 @@ void qf_file_close(qf_file *file);
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
                             size_t *length, dev_t *device, ino_t *inode, qf_error *err);
 
+/* Whether `text` ends in `end`; for file names. */
+bool qf_ends_with(const char *text, const char *end);
+
 #endif

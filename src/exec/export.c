@@ -2,7 +2,6 @@
 /* Running a plan, and the one-call form of the whole. */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "exec/run.h"
 #include "exec/stage.h"
@@ -27,13 +26,6 @@ void qf_export_options_init(qf_export_options *options)
 {
     *options = (qf_export_options){.struct_size = sizeof *options,
                                    .external_threshold = UINT64_C(2000000000)};
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 static qf_status write_files(const qf_plan *plan, qf_stage *stage, qf_error *err)
@@ -89,7 +81,7 @@ qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err)
     if (!plan || plan->ran)
         return qf_fail(err, QF_ERR_USAGE, "qf_export takes a plan that has not been run");
     plan->ran = true;
-    double start = now();
+    double start = qf_monotonic_seconds();
     qf_report *report = calloc(1, sizeof *report);
     qf_stage stage;
     if (!report)
@@ -105,7 +97,8 @@ qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err)
         free(report);
         return status;
     }
-    report->totals = (qf_report_totals){bytes_read(plan), plan->bytes_out, now() - start};
+    report->totals =
+        (qf_report_totals){bytes_read(plan), plan->bytes_out, qf_monotonic_seconds() - start};
     if (out)
         *out = report;
     else

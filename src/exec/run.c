@@ -137,7 +137,7 @@ static const char *item_name(const item *it)
     return it->job ? it->job->tensor : it->copy->tensor;
 }
 
-static double now(void)
+double qf_monotonic_seconds(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -148,9 +148,9 @@ static double now(void)
 static void report(run *r, const item *it, double *last)
 {
     const qf_work *w = r->work;
-    if (!w->progress || omp_get_thread_num() != 0 || now() - *last < 0.1)
+    if (!w->progress || omp_get_thread_num() != 0 || qf_monotonic_seconds() - *last < 0.1)
         return;
-    *last = now();
+    *last = qf_monotonic_seconds();
     if (!w->progress(atomic_load(&r->done), r->total, item_name(it), w->progress_user))
         atomic_store(&r->stop, true);
 }

@@ -21,4 +21,7 @@ typedef struct qf_work {
  * reported. QF_ERR_CANCELLED if the progress callback returned false. */
 qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err);
 
+/* A clock that only goes forward. */
+double qf_monotonic_seconds(void);
+
 #endif

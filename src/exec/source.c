@@ -9,17 +9,11 @@
 
 enum { STRIDE = 4096 };
 
-static bool is_varint_field(int field)
-{
-    return field == QF_FIELD_INT32_DATA || field == QF_FIELD_INT64_DATA ||
-           field == QF_FIELD_UINT64_DATA;
-}
-
 qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *tensor,
                                 qf_varint_index *out, qf_error *err)
 {
     *out = (qf_varint_index){0};
-    if (!is_varint_field(span->field))
+    if (!qf_field_is_varint(span->field))
         return QF_OK;
     /* a varint takes a byte at least, which bounds what the file can make us allocate */
     if (expected > span->length)

@@ -14,6 +14,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "base/file.h"
+
 #define COMPLETE "complete"
 enum { FOLDER_MODE = 0750, FILE_MODE = 0640, PLAIN_PREFIX_MAX = 200 };
 
@@ -138,15 +140,9 @@ static bool remove_entry(void *user, const char *name)
     return unlinkat(stage->partial_fd, name, 0) == 0 || errno == ENOENT;
 }
 
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 static bool is_model(const char *name)
 {
-    return ends_with(name, ".onnx");
+    return qf_ends_with(name, ".onnx");
 }
 
 static bool move_entry(const qf_stage *stage, const char *name)
@@ -156,7 +152,7 @@ static bool move_entry(const qf_stage *stage, const char *name)
 
 static bool is_external(const char *name)
 {
-    return ends_with(name, ".external");
+    return qf_ends_with(name, ".external");
 }
 
 static bool move_external(void *user, const char *name)

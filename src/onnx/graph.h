@@ -91,6 +91,10 @@ qf_status qf_ir_finish(qf_ir *ir, const char *path, qf_error *err);
  * QF_ERR_INPUT if there is a cycle. */
 qf_status qf_graph_sort(qf_graph *graph, const char *path, qf_error *err);
 
+/* Puts a zeroed value with a name and a graph into the maps and at the end of the graph's list; for
+ * the code that builds and edits graphs. False when memory is exhausted. */
+bool qf_value_enter(qf_ir *ir, qf_value *value);
+
 /* ---- looking ---- */
 
 /* The value `name` as seen from `graph`: its own scope, then the scopes around it. */

@@ -21,17 +21,11 @@ static qf_status refuse(builder *b, const char *item, const char *format, const 
 static qf_value *new_value(builder *b, qf_graph *graph, const char *name)
 {
     qf_value *value = qf_arena_alloc(b->ir->arena, sizeof *value);
-    if (!value || !qf_strmap_set(&graph->values, name, value) ||
-        !qf_strmap_set(&b->ir->value_names, name, value))
+    if (!value)
         return NULL;
     value->name = name;
     value->graph = graph;
-    if (graph->last_value)
-        graph->last_value->next = value;
-    else
-        graph->first_value = value;
-    graph->last_value = value;
-    return value;
+    return qf_value_enter(b->ir, value) ? value : NULL;
 }
 
 /* Declares a name that must be new in its graph. */

@@ -242,21 +242,23 @@ bool qf_value_move_results(qf_ir *ir, qf_value *from, qf_value *to, const char *
 
 /* ---- nodes and initializers ---- */
 
+bool qf_value_enter(qf_ir *ir, qf_value *value)
+{
+    qf_graph *graph = value->graph;
+    *(graph->last_value ? &graph->last_value->next : &graph->first_value) = value;
+    graph->last_value = value;
+    return set_value_name(ir, value, value->name);
+}
+
 static qf_value *add_value(qf_ir *ir, qf_graph *graph, const char *name)
 {
     qf_value *value = qf_arena_alloc(ir->arena, sizeof *value);
     const char *unique = qf_ir_unique(ir, &ir->value_names, name);
     if (!value || !unique)
         return NULL;
+    value->name = unique;
     value->graph = graph;
-    if (!set_value_name(ir, value, unique))
-        return NULL;
-    if (graph->last_value)
-        graph->last_value->next = value;
-    else
-        graph->first_value = value;
-    graph->last_value = value;
-    return value;
+    return qf_value_enter(ir, value) ? value : NULL;
 }
 
 qf_node *qf_ir_add_node(qf_ir *ir, qf_graph *graph, const char *op_type, const char *name,

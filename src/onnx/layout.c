@@ -134,12 +134,6 @@ static qf_copy *copy_for(layouter *l, size_t index, const qf_copy *wanted)
     return &out->copies[out->copy_count - 1];
 }
 
-static bool is_varint_field(int field)
-{
-    return field == QF_FIELD_INT32_DATA || field == QF_FIELD_INT64_DATA ||
-           field == QF_FIELD_UINT64_DATA;
-}
-
 /* Puts payload `index` of `tensor` at `offset` of `file`; `raw`: as plain elements. */
 static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t index, int file,
                        uint64_t offset, bool raw)
@@ -157,7 +151,7 @@ static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t inde
     qf_copy wanted = {.tensor = tensor->name ? tensor->name : "(unnamed)",
                       .source = p->span,
                       .data_type = tensor->data_type,
-                      .decode = raw && is_varint_field(p->field)};
+                      .decode = raw && qf_field_is_varint(p->field)};
     wanted.length = wanted.decode ? p->raw_length : p->span.length;
     if (qf_dtype_bits(tensor->data_type) == 4)
         wanted.data_type = ONNX__TENSOR_PROTO__DATA_TYPE__UINT8; /* a stored int holds a pair */

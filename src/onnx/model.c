@@ -36,6 +36,24 @@ qf_status qf_skeleton_pack(const Onnx__ModelProto *model, unsigned char **out, s
     return QF_OK;
 }
 
+qf_status qf_linked_open(const unsigned char *skeleton, size_t length, const char *path,
+                         qf_linked *out, qf_error *err)
+{
+    qf_arena_init(&out->arena);
+    qf_status status = qf_skeleton_unpack(skeleton, length, path, &out->arena, &out->model, err);
+    if (status == QF_OK)
+        status = qf_ir_build(&out->arena, out->model, path, &out->ir, err);
+    if (status != QF_OK)
+        qf_arena_release(&out->arena);
+    return status;
+}
+
+void qf_linked_close(qf_linked *linked)
+{
+    qf_ir_release(&linked->ir);
+    qf_arena_release(&linked->arena);
+}
+
 /* ---- visiting tensors ---- */
 
 typedef struct visitor {
@@ -121,8 +139,7 @@ static qf_status measure_raw(Onnx__TensorProto *tensor, void *user)
         return QF_OK;
     qf_payload *p = &model->payloads.items[index];
     uint64_t count;
-    if (p->field == QF_FIELD_RAW_DATA || p->field == QF_FIELD_FLOAT_DATA ||
-        p->field == QF_FIELD_DOUBLE_DATA)
+    if (!qf_field_is_varint(p->field))
         p->raw_length = p->span.length;
     else if (qf_dims_count(tensor->dims, tensor->n_dims, &count) && count / 2 <= p->span.length)
         p->raw_length = qf_raw_bytes(tensor->data_type, count); /* a varint has a byte at least */

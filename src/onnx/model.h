@@ -4,6 +4,7 @@
 #define QF_ONNX_MODEL_H
 
 #include "base/file.h"
+#include "onnx/graph.h"
 #include "onnx/payload.h"
 
 struct qf_model {
@@ -24,6 +25,17 @@ qf_status qf_skeleton_unpack(const unsigned char *skeleton, size_t length, const
 /* Packs a model; *out is malloc'ed. */
 qf_status qf_skeleton_pack(const Onnx__ModelProto *model, unsigned char **out, size_t *length,
                            qf_error *err);
+
+/* A skeleton unpacked and linked, with memory of its own: what a step or a target works on. */
+typedef struct qf_linked {
+    qf_arena arena;
+    Onnx__ModelProto *model;
+    qf_ir ir;
+} qf_linked;
+/* On failure nothing is left to close. The struct must not move while it is open. */
+qf_status qf_linked_open(const unsigned char *skeleton, size_t length, const char *path,
+                         qf_linked *out, qf_error *err);
+void qf_linked_close(qf_linked *linked);
 
 /* Calls `visit` for each TensorProto in the model, wherever it is. Stops at the first status that
  * is not QF_OK and returns it. */

@@ -104,6 +104,12 @@ const char *qf_dtype_name(int32_t data_type)
     return known(data_type) ? dtypes[data_type].name : "unknown";
 }
 
+bool qf_field_is_varint(int field)
+{
+    return field == QF_FIELD_INT32_DATA || field == QF_FIELD_INT64_DATA ||
+           field == QF_FIELD_UINT64_DATA;
+}
+
 bool qf_dims_count(const int64_t *dims, size_t rank, uint64_t *count)
 {
     const uint64_t limit = (uint64_t)1 << 60;

@@ -83,6 +83,8 @@ void qf_tensor_clear_payload(Onnx__TensorProto *tensor);
 unsigned qf_dtype_bits(int32_t data_type);
 /* "float32", "int8", ...; "unknown" otherwise. */
 const char *qf_dtype_name(int32_t data_type);
+/* Whether a data field holds varints; the others hold plain little-endian elements. */
+bool qf_field_is_varint(int field);
 /* Number of elements, false when a dimension is negative or the product exceeds 2^60. */
 bool qf_dims_count(const int64_t *dims, size_t rank, uint64_t *count);
 /* Bytes of `count` elements packed as raw_data. */

@@ -37,9 +37,7 @@ static size_t element_width(const qf_payload *p)
 /* Payloads made by the plan are kept as plain elements; these fields want varints. */
 static bool is_encoded(const qf_payload *p)
 {
-    return p->kind == QF_PAYLOAD_BYTES &&
-           (p->field == QF_FIELD_INT32_DATA || p->field == QF_FIELD_INT64_DATA ||
-            p->field == QF_FIELD_UINT64_DATA);
+    return p->kind == QF_PAYLOAD_BYTES && qf_field_is_varint(p->field);
 }
 
 static uint64_t content_length(const qf_payload *p)

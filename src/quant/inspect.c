@@ -57,25 +57,19 @@ static qf_layer_scan *scan_layers(qf_model *model)
 {
     qf_layer_scan *scan = calloc(1, sizeof *scan);
     qf_plan plan = {.model = model}; /* carries the flags that markers give */
-    qf_arena arena;
-    qf_ir ir;
-    Onnx__ModelProto *proto;
-    const char *path = model->files[0].path;
+    qf_linked linked;
     if (!scan)
         return NULL;
     qf_arena_init(&scan->arena);
-    qf_arena_init(&arena);
     qf_arena_init(&plan.arena);
-    if (qf_skeleton_unpack(model->skeleton, model->skeleton_length, path, &arena, &proto, NULL) ==
-            QF_OK &&
-        qf_ir_build(&arena, proto, path, &ir, NULL) == QF_OK) {
-        if (qf_pass_remove_quant_identity(&plan, &ir, NULL) == QF_OK)
-            collect(scan, &plan, &ir);
-        qf_ir_release(&ir);
+    if (qf_linked_open(model->skeleton, model->skeleton_length, model->files[0].path, &linked,
+                       NULL) == QF_OK) {
+        if (qf_pass_remove_quant_identity(&plan, &linked.ir, NULL) == QF_OK)
+            collect(scan, &plan, &linked.ir);
+        qf_linked_close(&linked);
     }
     qf_strmap_release(&plan.node_flags);
     qf_arena_release(&plan.arena);
-    qf_arena_release(&arena);
     return scan;
 }
 

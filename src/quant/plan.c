@@ -46,49 +46,40 @@ size_t qf_plan_add_bytes(qf_plan *plan, int field, const void *bytes, uint64_t l
 
 /* ---- steps on linked graphs ---- */
 
+static qf_status open_prepared(const qf_plan *plan, qf_linked *out, qf_error *err)
+{
+    return qf_linked_open(plan->skeleton, plan->skeleton_length, plan->model->files[0].path, out,
+                          err);
+}
+
 static qf_status plan_on_graph(qf_plan *plan, const qf_config *config, qf_error *err)
 {
-    qf_arena arena;
-    qf_ir ir;
-    Onnx__ModelProto *model;
-    const char *path = plan->model->files[0].path;
-    qf_arena_init(&arena);
-    qf_status status =
-        qf_skeleton_unpack(plan->skeleton, plan->skeleton_length, path, &arena, &model, err);
-    if (status == QF_OK)
-        status = qf_ir_build(&arena, model, path, &ir, err);
-    if (status == QF_OK) {
-        status = qf_plan_layers(plan, &ir, err);
-        if (status == QF_OK && config)
-            qf_plan_consistency(plan, config, &ir);
-        qf_ir_release(&ir);
-    }
-    qf_arena_release(&arena);
+    qf_linked linked;
+    qf_status status = open_prepared(plan, &linked, err);
+    if (status != QF_OK)
+        return status;
+    status = qf_plan_layers(plan, &linked.ir, err);
+    if (status == QF_OK && config)
+        qf_plan_consistency(plan, config, &linked.ir);
+    qf_linked_close(&linked);
     return status;
 }
 
 static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_error *err)
 {
-    qf_arena arena;
-    qf_ir ir;
-    Onnx__ModelProto *model;
-    const char *path = plan->model->files[0].path;
-    qf_layout_request request = {target, plan->prefix, plan->options.external,
-                                 plan->options.external_threshold, plan->options.external_layout};
-    qf_arena_init(&arena);
-    qf_status status =
-        qf_skeleton_unpack(plan->skeleton, plan->skeleton_length, path, &arena, &model, err);
+    qf_linked linked;
+    const qf_export_options *o = &plan->options;
+    qf_layout_request request = {target, plan->prefix, o->external, o->external_threshold,
+                                 o->external_layout};
+    qf_status status = open_prepared(plan, &linked, err);
+    if (status != QF_OK)
+        return status;
+    status = qf_passes_run(plan, &linked.ir, target, err);
     if (status == QF_OK)
-        status = qf_ir_build(&arena, model, path, &ir, err);
-    if (status == QF_OK) {
-        status = qf_passes_run(plan, &ir, target, err);
-        if (status == QF_OK)
-            status = qf_ir_finish(&ir, path, err);
-        if (status == QF_OK)
-            status = qf_layout_add(&plan->layout, model, &plan->payloads, &request, err);
-        qf_ir_release(&ir);
-    }
-    qf_arena_release(&arena);
+        status = qf_ir_finish(&linked.ir, plan->model->files[0].path, err);
+    if (status == QF_OK)
+        status = qf_layout_add(&plan->layout, linked.model, &plan->payloads, &request, err);
+    qf_linked_close(&linked);
     return status;
 }
 
@@ -142,12 +133,6 @@ static bool is_input(const qf_plan *plan, const qf_config *config, const struct 
     return device == st->st_dev && inode == st->st_ino;
 }
 
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *err)
 {
     const qf_layout *layout = &plan->layout;
@@ -160,12 +145,12 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
         struct stat st;
         char *path =
             qf_arena_printf(&plan->arena, "%s%s%s", plan->folder,
-                            ends_with(plan->folder, "/") ? "" : "/", layout->files[i].name);
+                            qf_ends_with(plan->folder, "/") ? "" : "/", layout->files[i].name);
         if (!path)
             return qf_fail_memory(err);
         *out = (qf_output_file){path, layout->files[i].size, stat(path, &st) == 0};
         plan->bytes_out += out->bytes;
-        bool model = ends_with(path, ".onnx");
+        bool model = qf_ends_with(path, ".onnx");
         if (model)
             had_model = out->exists;
         if (!out->exists)

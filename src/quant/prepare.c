@@ -96,23 +96,17 @@ static qf_status prepare_graph(qf_plan *plan, const qf_io_spec *io, qf_ir *ir, q
 
 qf_status qf_plan_prepare(qf_plan *plan, const qf_io_spec *io, qf_error *err)
 {
-    qf_arena arena;
-    qf_ir ir;
-    Onnx__ModelProto *model;
+    qf_linked linked;
     const char *path = plan->model->files[0].path;
-    qf_arena_init(&arena);
-    qf_status status = qf_skeleton_unpack(plan->model->skeleton, plan->model->skeleton_length, path,
-                                          &arena, &model, err);
+    qf_status status =
+        qf_linked_open(plan->model->skeleton, plan->model->skeleton_length, path, &linked, err);
+    if (status != QF_OK)
+        return status;
+    status = prepare_graph(plan, io, &linked.ir, err);
     if (status == QF_OK)
-        status = qf_ir_build(&arena, model, path, &ir, err);
-    if (status == QF_OK) {
-        status = prepare_graph(plan, io, &ir, err);
-        if (status == QF_OK)
-            status = qf_ir_finish(&ir, path, err);
-        if (status == QF_OK)
-            status = qf_skeleton_pack(model, &plan->skeleton, &plan->skeleton_length, err);
-        qf_ir_release(&ir);
-    }
-    qf_arena_release(&arena);
+        status = qf_ir_finish(&linked.ir, path, err);
+    if (status == QF_OK)
+        status = qf_skeleton_pack(linked.model, &plan->skeleton, &plan->skeleton_length, err);
+    qf_linked_close(&linked);
     return status;
 }
