@@ -90,7 +90,7 @@ void *qf_arena_array(qf_arena *arena, size_t count, size_t size)
 char *qf_arena_strndup(qf_arena *arena, const char *text, size_t n)
 {
     char *copy = qf_arena_alloc(arena, n + 1);
-    if (copy)
+    if (copy && n)
         memcpy(copy, text, n);
     return copy;
 }

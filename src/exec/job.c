@@ -160,6 +160,16 @@ static bool quantize_piece(const qf_job *job, uint64_t row, uint64_t col, size_t
     return finite;
 }
 
+/* For a job that folds and does not quantize; false if the result is not finite. */
+static bool fold_piece(const qf_job *job, uint64_t row, size_t n, float *x)
+{
+    bool finite = true;
+    qf_kernels_get()->scale(x, n, job->fold[row / job->fold_div]);
+    for (size_t i = 0; i < n; i++)
+        finite &= isfinite(x[i]) != 0;
+    return finite;
+}
+
 static void dequantize_piece(const qf_job *job, uint64_t row, uint64_t col, size_t n,
                              const int8_t *q, float *y)
 {
@@ -276,9 +286,9 @@ static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint6
         uint64_t row = (first + done) / job->cols, col = (first + done) % job->cols;
         uint64_t left = job->cols - col;
         size_t m = left < n - done ? (size_t)left : n - done;
-        if (!job->bits)
-            qf_kernels_get()->scale(s->values + done, m, job->fold[row / job->fold_div]);
-        else if (!quantize_piece(job, row, col, m, s->values + done, s->ints + done))
+        bool finite = job->bits ? quantize_piece(job, row, col, m, s->values + done, s->ints + done)
+                                : fold_piece(job, row, m, s->values + done);
+        if (!finite)
             return refuse_nonfinite(job, row, col, s->values + done, m, err);
         done += m;
     }

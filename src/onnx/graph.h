@@ -59,6 +59,7 @@ struct qf_graph {
     Onnx__GraphProto *proto;
     qf_graph *parent; /* NULL for the main graph */
     qf_node *owner;   /* node of `parent` that holds this graph */
+    size_t index;     /* in qf_ir.graphs, the same for each build from one skeleton */
     qf_node *first, *last;
     qf_value *first_value, *last_value;
     qf_strmap values;

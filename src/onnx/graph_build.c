@@ -203,6 +203,7 @@ static qf_status build_graph(builder *b, Onnx__GraphProto *proto, qf_graph *pare
     qf_graph *g = qf_arena_alloc(ir->arena, sizeof *g);
     if (!g || !qf_grow((void **)&ir->graphs, &ir->graph_cap, ir->graph_count + 1, sizeof g))
         return qf_fail_memory(b->err);
+    g->index = ir->graph_count;
     ir->graphs[ir->graph_count++] = g;
     g->proto = proto;
     g->parent = parent;

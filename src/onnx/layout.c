@@ -142,13 +142,19 @@ static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t inde
     qf_target t = l->request->target;
     if (p->kind == QF_PAYLOAD_BYTES)
         return add_literal(l, file, offset, p->bytes, (size_t)p->raw_length);
+    if (p->kind == QF_PAYLOAD_JOB && p->job->out[t].placed)
+        return qf_fail(l->err, QF_ERR_SYSTEM,
+                       "internal error: tensor '%s' has two places in a model", p->job->tensor);
     if (p->kind == QF_PAYLOAD_JOB) {
         p->job->out[t].file = file;
         p->job->out[t].offset = offset;
         p->job->out[t].placed = true;
         return QF_OK;
     }
-    qf_copy wanted = {.tensor = tensor->name ? tensor->name : "(unnamed)",
+    const char *name = qf_arena_strdup(l->out->arena, tensor->name ? tensor->name : "(unnamed)");
+    if (!name)
+        return qf_fail_memory(l->err);
+    qf_copy wanted = {.tensor = name,
                       .source = p->span,
                       .data_type = tensor->data_type,
                       .decode = raw && qf_field_is_varint(p->field)};
@@ -183,10 +189,27 @@ static qf_status collect(Onnx__TensorProto *tensor, void *user)
     return QF_OK;
 }
 
+/* Whether a varint field can hold the dtype, in at most eight bytes an element. */
+static bool field_holds(int field, int32_t data_type)
+{
+    switch (data_type) {
+    case ONNX__TENSOR_PROTO__DATA_TYPE__INT64:
+        return field == QF_FIELD_INT64_DATA;
+    case ONNX__TENSOR_PROTO__DATA_TYPE__UINT32:
+    case ONNX__TENSOR_PROTO__DATA_TYPE__UINT64:
+        return field == QF_FIELD_UINT64_DATA;
+    default:
+        return field == QF_FIELD_INT32_DATA && qf_dtype_bits(data_type) <= 32;
+    }
+}
+
 static bool can_be_external(const layouter *l, const Onnx__TensorProto *tensor)
 {
     const qf_payload *p = payload_of(l, tensor);
-    return tensor->name && *tensor->name && qf_dtype_bits(tensor->data_type) && p->raw_length;
+    bool decodable = p->kind != QF_PAYLOAD_SPAN || !qf_field_is_varint(p->field) ||
+                     field_holds(p->field, tensor->data_type);
+    return tensor->name && *tensor->name && qf_dtype_bits(tensor->data_type) && p->raw_length &&
+           decodable;
 }
 
 static bool set_entry(qf_arena *arena, Onnx__StringStringEntryProto **slot, const char *key,

@@ -88,7 +88,7 @@ static qf_status read_parameters(qf_plan *plan, fold *f, bool *usable, qf_error 
     return status;
 }
 
-/* Per-channel factors for the weight, and the new bias; false if any is not finite. */
+/* Per-channel factors for the weight, and the new bias; false if they are of no use. */
 static bool compute(const fold *f, float *factor, float *bias)
 {
     float eps = qf_node_float(f->bn, "epsilon", 1e-5f);
@@ -100,7 +100,8 @@ static bool compute(const fold *f, float *factor, float *bias)
         float scaled = centred * r;
         scaled = scaled * f->gamma[c];
         bias[c] = scaled + f->beta[c];
-        finite &= isfinite(factor[c]) && isfinite(bias[c]);
+        /* beyond 2^64 a factor takes ordinary weights out of float32 */
+        finite &= fabsf(factor[c]) < 0x1p64f && isfinite(bias[c]);
     }
     return finite;
 }
@@ -162,7 +163,11 @@ static bool set_weight(qf_plan *plan, qf_ir *ir, const fold *f, const float *fac
     if (!name || !own || !qf_tensor_set_payload(ir->arena, own, payload))
         return false;
     qf_value *value = qf_ir_add_initializer(ir, f->conv->graph, name, own);
-    return value && qf_node_set_input(ir, f->conv, 1, value);
+    qf_value *old = f->conv->inputs[1];
+    if (!value || !qf_node_set_input(ir, f->conv, 1, value))
+        return false;
+    qf_ir_drop_unused(ir, old);
+    return true;
 }
 
 static bool set_bias(qf_plan *plan, qf_ir *ir, const fold *f, const float *bias)
@@ -218,7 +223,11 @@ static qf_status fold_one(qf_plan *plan, qf_ir *ir, fold *f, qf_error *err)
 {
     bool usable;
     qf_status status = read_parameters(plan, f, &usable, err);
-    if (status != QF_OK || !usable || qf_tensor_payload(f->weight) >= plan->payloads.count)
+    size_t index = qf_tensor_payload(f->weight);
+    uint64_t count;
+    /* what is wrong with the weight is told when the layer is planned */
+    if (status != QF_OK || !usable || index >= plan->payloads.count ||
+        qf_plan_check_data(f->weight, &plan->payloads.items[index], &count))
         return status;
     float *factor = qf_arena_array(&plan->arena, f->channels, sizeof *factor);
     float *bias = qf_arena_array(&plan->arena, f->channels, sizeof *bias);
@@ -227,7 +236,8 @@ static qf_status fold_one(qf_plan *plan, qf_ir *ir, fold *f, qf_error *err)
     if (!compute(f, factor, bias)) {
         qf_diag_add(plan->diag, QF_WARNING,
                     (qf_where){.file = plan->model->files[0].path, .item = f->conv->name},
-                    "the batch norm '%s' behind it gives factors that are not finite and is not "
+                    "the batch norm '%s' behind it gives factors that are not finite or far too "
+                    "large, and is not "
                     "folded",
                     f->bn->name);
         return QF_OK;

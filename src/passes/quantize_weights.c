@@ -29,10 +29,8 @@ static bool set_weight(qf_pass *p, const qf_layer *layer, size_t which, qf_node 
     bool deploy = p->target == QF_DEPLOY;
     if (w->owner != self) {
         qf_value *value = p->new_weights[2 * w->owner + which];
-        if (value->graph == user->graph) {
-            p->new_weights[2 * self + which] = value;
-            return qf_pass_share_constant(p, user, input, value);
-        }
+        p->new_weights[2 * self + which] = value;
+        return qf_pass_share_constant(p, user, input, value);
     }
     Onnx__TensorProto *tensor =
         qf_pass_payload_tensor(p, deploy ? w->deploy_type : ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT,

@@ -18,7 +18,7 @@ static bool is_marker(const qf_node *node)
 static const char *text_attribute(qf_ir *ir, const qf_node *node, const char *name)
 {
     const Onnx__AttributeProto *a = qf_node_attribute(node, name);
-    if (!a || !a->has_s || memchr(a->s.data, 0, a->s.len))
+    if (!a || !a->has_s || !a->s.len || memchr(a->s.data, 0, a->s.len))
         return NULL;
     return qf_arena_strndup(ir->arena, (const char *)a->s.data, a->s.len);
 }

@@ -122,6 +122,8 @@ static void choose_bits(checker *c)
     int wts = check_type(c, "wts_type", v->wts_type, "INT4 INT6 INT7 INT8");
     layer->dst_type_set = v->dst_type != NULL;
     layer->act_bits = dst ? dst : act ? act : 8;
+    if (qf_op_is_rnn(layer->op)) /* the reference looks at act_type alone: facts 4.6, 5.6 */
+        layer->act_bits = act ? act : 8;
     layer->wts_bits = dst ? dst : wts ? wts : 8;
     layer->act_type = v->act_type ? v->act_type : "UNSET";
     if (dst == 4 && strstr(c->key, "AvgPool"))
@@ -290,6 +292,7 @@ static qf_status add_layer(qf_plan *plan, size_t record, const qf_node *node, qf
     qf_layer *layer = &plan->layers[plan->layer_count];
     *layer = (qf_layer){.key = entry->key,
                         .node_id = node->id,
+                        .graph = node->graph->index,
                         .op = probe.op,
                         .record = entry->value,
                         .float_type = activation_type(node, &probe),

@@ -42,6 +42,7 @@ typedef struct qf_layer {
     const char *name; /* node name */
     const char *key;  /* of the record */
     size_t node_id;   /* in builds from plan->skeleton */
+    size_t graph;     /* index of the node's graph, likewise */
     qf_op op;
     const AMCTPytorchProto__SingleLayerRecord *record;
 
@@ -115,6 +116,10 @@ unsigned qf_plan_flags(const qf_plan *plan, const char *node);
 /* Adds a payload made by the plan; SIZE_MAX when memory is exhausted. */
 size_t qf_plan_add_bytes(qf_plan *plan, int field, const void *bytes, uint64_t length,
                          bool was_external);
+/* NULL if the stored data fits dtype and dims, with the number of elements in *count; else what is
+ * wrong with it, to follow the tensor's name. */
+const char *qf_plan_check_data(const Onnx__TensorProto *tensor, const qf_payload *payload,
+                               uint64_t *count);
 /* Reads a small constant tensor of a float dtype as float32 into the arena (float64 tensors into
  * *wide instead if that is not NULL). NULL in *out and a finding in *why if it cannot be read. */
 qf_status qf_plan_read_floats(qf_plan *plan, const Onnx__TensorProto *tensor, const float **out,

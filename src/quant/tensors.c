@@ -37,8 +37,8 @@ static const char *tensor_name(const Onnx__TensorProto *tensor)
 
 /* ---- reading ---- */
 
-/* NULL if the stored data fits dtype and dims, else what is wrong. */
-static const char *check_data(const Onnx__TensorProto *tensor, const qf_payload *p, uint64_t *count)
+const char *qf_plan_check_data(const Onnx__TensorProto *tensor, const qf_payload *p,
+                               uint64_t *count)
 {
     if (!qf_dims_count(tensor->dims, tensor->n_dims, count))
         return "has impossible dims";
@@ -92,7 +92,7 @@ qf_status qf_plan_read_floats(qf_plan *plan, const Onnx__TensorProto *tensor, co
         return QF_OK;
     }
     const qf_payload *p = &plan->payloads.items[index];
-    if ((*why = check_data(tensor, p, count)))
+    if ((*why = qf_plan_check_data(tensor, p, count)))
         return QF_OK;
     if (wide && tensor->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE &&
         p->kind == QF_PAYLOAD_SPAN) {
@@ -250,8 +250,11 @@ static bool share(const tensor_context *t, qf_weight *w, size_t payload)
     w->owner = self;
     w->previous = (size_t)(uintptr_t)qf_strmap_get(&plan->weight_of_payload, key);
     for (size_t at = w->previous; at;) {
-        const qf_weight *other = &plan->layers[at - 1].weights[0];
-        if (same_job(w->job, other->job)) {
+        const qf_layer *layer = &plan->layers[at - 1];
+        const qf_weight *other = &layer->weights[0];
+        if (layer->graph == t->layer->graph && w->deploy_type == other->deploy_type &&
+            memcmp(w->packed_dims, other->packed_dims, sizeof w->packed_dims) == 0 &&
+            same_job(w->job, other->job)) {
             size_t owner = other->owner;
             *w = *other;
             w->owner = owner;
@@ -272,7 +275,7 @@ static qf_status add_weight(const tensor_context *t, const Onnx__TensorProto *te
     const qf_payload *source = &plan->payloads.items[index];
     bool folded = source->kind == QF_PAYLOAD_JOB;
     uint64_t count;
-    const char *why = check_data(tensor, source, &count);
+    const char *why = qf_plan_check_data(tensor, source, &count);
     if (why) {
         refuse(t, "weight tensor '%s' %s", tensor_name(tensor), why);
         return QF_OK;
@@ -352,11 +355,12 @@ static Onnx__TensorProto *matmul_bias(const tensor_context *t)
     const qf_value *out = qf_node_output(t->node);
     const qf_node *add = out ? qf_value_only_user(out) : NULL;
     if (!add || !qf_node_is(add, "Add") || add->graph != t->node->graph || add->input_count != 2 ||
-        add->inputs[0] != out || !add->inputs[1])
+        !qf_node_output(add) || add->inputs[0] != out || !add->inputs[1])
         return NULL;
     Onnx__TensorProto *bias = qf_value_constant(add->inputs[1]);
     const Onnx__TensorProto *weight = t->probe->weight;
-    if (!bias || bias->n_dims != 1 || bias->dims[0] != weight->dims[weight->n_dims - 1])
+    if (!bias || bias->n_dims != 1 || bias->dims[0] != weight->dims[weight->n_dims - 1] ||
+        (uint64_t)bias->dims[0] != t->probe->channels)
         return NULL;
     return bias;
 }
@@ -515,9 +519,13 @@ qf_status qf_plan_tensors(qf_plan *plan, const qf_node *node, const qf_probe *pr
     tensor_context t = {plan, node, probe, layer, err};
     const AMCTPytorchProto__SingleLayerRecord *v = layer->record;
     qf_status status = QF_OK;
+    size_t errors = qf_diagnostics_errors(plan->diag);
     if (probe->weight)
         status = add_weight(&t, probe->weight, v->scale_w, v->n_scale_w);
-    if (status == QF_OK && probe->recurrence)
+    if (status == QF_OK && probe->recurrence && qf_diagnostics_errors(plan->diag) == errors)
         status = add_weight(&t, probe->recurrence, v->scale_r, v->n_scale_r);
-    return status == QF_OK ? add_bias(&t) : status;
+    /* a bias says nothing new about a layer whose weights are wrong */
+    if (status != QF_OK || qf_diagnostics_errors(plan->diag) > errors)
+        return status;
+    return add_bias(&t);
 }
