@@ -29,9 +29,10 @@ struct qf_value {
     qf_node *producer; /* NULL for graph inputs and initializers */
     Onnx__TensorProto *init;
     Onnx__SparseTensorProto *sparse;
-    Onnx__ValueInfoProto *input;    /* its entry in graph.input, if it is a graph input */
-    Onnx__ValueInfoProto *info;     /* its entry in graph.value_info, if any */
-    Onnx__ValueInfoProto **results; /* entries in graph.output that it feeds */
+    Onnx__ValueInfoProto *input;      /* its entry in graph.input, if it is a graph input */
+    Onnx__ValueInfoProto *dead_input; /* an entry in graph.input that is not written */
+    Onnx__ValueInfoProto *info;       /* its entry in graph.value_info, if any */
+    Onnx__ValueInfoProto **results;   /* entries in graph.output that it feeds */
     size_t result_count, result_cap;
     qf_use *uses; /* in node order, later ones appended */
     size_t use_count, use_cap;
@@ -50,7 +51,8 @@ struct qf_node {
     qf_value **outputs; /* NULL: output not named */
     size_t output_count;
     qf_node *prev, *next;
-    bool name_shared; /* later nodes had the same name in the file */
+    bool name_shared; /* later nodes of its graph had the same name in the file */
+    bool renamed;     /* `name` is to be written; other names in subgraphs stay as they are */
     void *tag;        /* for passes: what made this node */
     size_t order;     /* scratch of qf_graph_sort */
 };
@@ -76,10 +78,11 @@ typedef struct qf_ir {
     qf_strmap suffixes;                /* name -> last number that was tried behind it */
 } qf_ir;
 
-/* Links a model. Nodes are sorted; a cycle is an error. Unnamed nodes get the reference's names
- * node_<index>, second nodes of a name get a number behind it; main-graph inputs that are
- * initializers stop being inputs. QF_ERR_INPUT, naming node and tensor, if a tensor has no producer
- * or two. `path` is for messages. */
+/* Links a model. Nodes are sorted; a cycle is an error. In the main graph unnamed nodes get the
+ * reference's names node_<index>, second nodes of a name get a number behind it, and inputs that
+ * are initializers stop being inputs. Nodes of subgraphs are told apart in the same way, but such
+ * names are not written unless a pass asks for it. QF_ERR_INPUT, naming node and tensor, if a
+ * tensor has no producer or two. `path` is for messages. */
 qf_status qf_ir_build(qf_arena *arena, Onnx__ModelProto *model, const char *path, qf_ir *out,
                       qf_error *err);
 /* Frees the hash maps; the rest belongs to the arena. */

@@ -66,8 +66,10 @@ static qf_status add_initializers(builder *b, qf_graph *g)
             return qf_fail_memory(b->err);
         value->init = tensor;
         /* an input that is an initializer is only a default; the reference removes it */
-        if (!g->parent)
+        if (!g->parent && value->input) {
+            value->dead_input = value->input;
             value->input = NULL;
+        }
     }
     for (size_t i = 0; i < g->proto->n_sparse_initializer; i++) {
         Onnx__SparseTensorProto *sparse = g->proto->sparse_initializer[i];
@@ -91,11 +93,12 @@ static qf_status name_node(builder *b, qf_node *node, size_t index)
             return qf_fail_memory(b->err);
     }
     qf_node *first = qf_strmap_get(&b->ir->node_names, given);
-    if (first)
+    if (first && first->graph == node->graph)
         first->name_shared = true;
     node->name = qf_ir_unique(b->ir, &b->ir->node_names, given);
     if (!node->name || !qf_strmap_set(&b->ir->node_names, node->name, node))
         return qf_fail_memory(b->err);
+    node->renamed = !node->graph->parent;
     return QF_OK;
 }
 

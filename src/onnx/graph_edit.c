@@ -126,6 +126,7 @@ bool qf_node_rename(qf_ir *ir, qf_node *node, const char *name)
     if (qf_strmap_get(&ir->node_names, node->name) == node)
         qf_strmap_set(&ir->node_names, node->name, NULL);
     node->name = unique;
+    node->renamed = true;
     return qf_strmap_set(&ir->node_names, unique, node);
 }
 
@@ -274,6 +275,7 @@ qf_node *qf_ir_add_node(qf_ir *ir, qf_graph *graph, const char *op_type, const c
     node->proto = proto;
     node->graph = graph;
     node->name = unique;
+    node->renamed = true;
     node->id = SIZE_MAX;
     if (!proto->op_type || !qf_strmap_set(&ir->node_names, unique, node))
         return NULL;

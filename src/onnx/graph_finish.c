@@ -10,10 +10,11 @@ static char *mutable_copy(qf_ir *ir, const char *text)
 static bool write_node(qf_ir *ir, qf_node *node)
 {
     Onnx__NodeProto *p = node->proto;
-    p->name = mutable_copy(ir, node->name);
+    if (node->renamed)
+        p->name = mutable_copy(ir, node->name);
     p->input = qf_arena_array(ir->arena, node->input_count, sizeof *p->input);
     p->output = qf_arena_array(ir->arena, node->output_count, sizeof *p->output);
-    if (!p->name || !p->input || !p->output)
+    if ((node->renamed && !p->name) || !p->input || !p->output)
         return false;
     p->n_input = node->input_count;
     p->n_output = node->output_count;
@@ -52,34 +53,40 @@ static bool write_initializers(qf_ir *ir, qf_graph *graph)
     return true;
 }
 
-/* Values own the ValueInfoProtos; those of vanished or retyped values are left out. */
-static bool write_infos(qf_ir *ir, qf_graph *graph)
+/* Entries of vanished or retyped values, and of inputs that are none any more, lose their name. */
+static bool mark_infos(qf_ir *ir, const qf_graph *graph)
 {
-    Onnx__GraphProto *p = graph->proto;
-    size_t infos = 0, inputs = 0;
-    for (size_t i = 0; i < p->n_value_info; i++)
-        p->value_info[i]->name = NULL;
-    for (size_t i = 0; i < p->n_input; i++)
-        p->input[i]->name = NULL;
     for (const qf_value *v = graph->first_value; v; v = v->next) {
         char *name = mutable_copy(ir, v->name);
         if (!name)
             return false;
-        if (v->info && !v->retyped && !v->dropped)
-            v->info->name = name;
+        if (v->info)
+            v->info->name = v->retyped || v->dropped ? NULL : name;
         if (v->input)
             v->input->name = name;
+        if (v->dead_input)
+            v->dead_input->name = NULL;
     }
-    for (size_t i = 0; i < p->n_value_info; i++) {
-        if (p->value_info[i]->name)
-            p->value_info[infos++] = p->value_info[i];
+    return true;
+}
+
+static size_t keep_named(Onnx__ValueInfoProto **infos, size_t count)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (infos[i]->name)
+            infos[kept++] = infos[i];
     }
-    for (size_t i = 0; i < p->n_input; i++) {
-        if (p->input[i]->name)
-            p->input[inputs++] = p->input[i];
-    }
-    p->n_value_info = infos;
-    p->n_input = inputs;
+    return kept;
+}
+
+static bool write_infos(qf_ir *ir, qf_graph *graph)
+{
+    Onnx__GraphProto *p = graph->proto;
+    if (!mark_infos(ir, graph))
+        return false;
+    p->n_value_info = keep_named(p->value_info, p->n_value_info);
+    p->n_input = keep_named(p->input, p->n_input);
     return true;
 }
 

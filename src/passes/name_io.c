@@ -77,34 +77,97 @@ static bool check_names(namer *n, int s, const char *const *names, size_t count)
     return good;
 }
 
-/* All take a name that cannot clash first, so that names can be exchanged. */
-static bool rename_all(namer *n, int s, const char *const *names, size_t count)
+/* An output that is also an input, or stands twice in the list, gets a tensor of its own. */
+static bool split_output(namer *n, size_t index)
 {
-    for (size_t i = 0; i < count; i++) {
-        const char *name = qf_arena_printf(n->ir->arena, "quantfold.renaming.%s.%zu", side[s], i);
-        if (!name || !qf_value_rename(n->ir, n->values[s][i], name))
-            return false;
+    qf_value *value = n->values[1][index];
+    qf_graph *g = n->ir->graphs[0];
+    if (!value->input && value->result_count < 2)
+        return true;
+    qf_node *identity = qf_ir_add_node(n->ir, g, "Identity", "output_identity", NULL);
+    qf_value *own = identity ? qf_node_add_output(n->ir, identity, "output_identity") : NULL;
+    if (!own || !qf_node_add_input(n->ir, identity, value))
+        return false;
+    own->results = qf_arena_array(n->ir->arena, 1, sizeof *own->results);
+    if (!own->results)
+        return false;
+    own->results[0] = n->infos[1][index];
+    own->result_count = own->result_cap = 1;
+    size_t kept = 0;
+    for (size_t i = 0; i < value->result_count; i++) {
+        if (value->results[i] != n->infos[1][index])
+            value->results[kept++] = value->results[i];
     }
-    for (size_t i = 0; i < count; i++) {
-        qf_value *holder = qf_strmap_get(&n->ir->value_names, names[i]);
-        bool is_io = false;
-        for (int t = 0; holder && t < 2; t++) {
-            for (size_t j = 0; j < n->counts[t]; j++)
-                is_io |= n->values[t][j] == holder;
+    value->result_count = kept;
+    n->values[1][index] = own;
+    return true;
+}
+
+static bool is_io(const namer *n, const qf_value *value)
+{
+    for (int s = 0; s < 2; s++) {
+        for (size_t i = 0; i < n->counts[s]; i++) {
+            if (n->values[s][i] == value)
+                return true;
         }
-        if (is_io) {
-            refuse(n, option[s], "'%s' is already the name of another graph input or output",
-                   names[i]);
-            continue;
-        }
-        /* an inner tensor of that name gives way */
-        if (holder) {
-            const char *other = qf_arena_printf(n->ir->arena, "%s_inner", names[i]);
-            if (!other || !qf_value_rename(n->ir, holder, other))
+    }
+    return false;
+}
+
+/* Tensors inside, of any graph, that have the name give way. */
+static bool free_name(namer *n, const char *name)
+{
+    for (size_t g = 0; g < n->ir->graph_count; g++) {
+        for (qf_value *v = n->ir->graphs[g]->first_value; v; v = v->next) {
+            if (strcmp(v->name, name) != 0 || v->dropped || is_io(n, v))
+                continue;
+            const char *other = qf_arena_printf(n->ir->arena, "%s_inner", name);
+            if (!other || !qf_value_rename(n->ir, v, other))
                 return false;
         }
-        if (!qf_value_rename(n->ir, n->values[s][i], names[i]))
+    }
+    return true;
+}
+
+static bool rename_one(namer *n, int s, size_t index, const char *name)
+{
+    if (!free_name(n, name))
+        return false;
+    qf_value *holder = qf_strmap_get(&n->ir->graphs[0]->values, name);
+    if (holder && holder != n->values[s][index]) {
+        refuse(n, option[s], "'%s' is already the name of another graph input or output", name);
+        return true;
+    }
+    return qf_value_rename(n->ir, n->values[s][index], name);
+}
+
+/* The wanted name of input or output `index`: the new one if there is one, else its present one. */
+static const char *wanted(const namer *n, int s, size_t index, const qf_io_spec *io)
+{
+    const char *const *names = s ? io->output_names : io->input_names;
+    size_t count = s ? io->output_name_count : io->input_name_count;
+    return index < count ? names[index] : n->infos[s][index]->name;
+}
+
+/* All take a name that cannot clash first, so that names can be exchanged. */
+static bool rename_all(namer *n, const qf_io_spec *io)
+{
+    for (size_t i = 0; i < n->counts[1]; i++) {
+        if (!split_output(n, i))
             return false;
+    }
+    for (int s = 0; s < 2; s++) {
+        for (size_t i = 0; i < n->counts[s]; i++) {
+            const char *name = qf_arena_printf(n->ir->arena, "quantfold.%s.%zu", side[s], i);
+            if (!name || !qf_value_rename(n->ir, n->values[s][i], name))
+                return false;
+        }
+    }
+    for (int s = 0; s < 2; s++) {
+        for (size_t i = 0; i < n->counts[s]; i++) {
+            if (!rename_one(n, s, i, wanted(n, s, i, io)))
+                return false;
+        }
     }
     return true;
 }
@@ -185,10 +248,9 @@ qf_status qf_pass_name_io(qf_plan *plan, const qf_io_spec *io, qf_ir *ir, qf_err
     qf_status status = collect(&n);
     if (status != QF_OK)
         return status;
-    if (check_names(&n, 0, io->input_names, io->input_name_count) &&
-        check_names(&n, 1, io->output_names, io->output_name_count) &&
-        (!rename_all(&n, 0, io->input_names, io->input_name_count) ||
-         !rename_all(&n, 1, io->output_names, io->output_name_count)))
+    bool good = check_names(&n, 0, io->input_names, io->input_name_count);
+    good &= check_names(&n, 1, io->output_names, io->output_name_count);
+    if (good && (io->input_name_count || io->output_name_count) && !rename_all(&n, io))
         return qf_fail_memory(err);
     for (size_t i = 0; status == QF_OK && i < io->dynamic_axis_count; i++)
         status = apply_axis(&n, io, i);

@@ -60,11 +60,9 @@ static void find_weight(const qf_node *node, qf_probe *p)
 {
     qf_value *value = node->input_count > 1 ? node->inputs[1] : NULL;
     p->weight_user = (qf_node *)node;
-    p->weight_input = 1;
     if (value && value->producer && qf_node_is(value->producer, "Transpose") &&
         value->producer->input_count == 1 && qf_node_output(value->producer) == value) {
         p->weight_user = value->producer;
-        p->weight_input = 0;
         value = value->producer->inputs[0];
     }
     p->weight_value = value;
@@ -114,7 +112,9 @@ static void probe_conv(const qf_node *node, qf_probe *p)
         return;
     check_kernel_shape(node, p);
     const Onnx__TensorProto *w = p->weight;
-    if (p->group < 1) {
+    if (p->weight_user != node) {
+        refuse(p, "its weight is behind a Transpose node; store it transposed");
+    } else if (p->group < 1) {
         refuse(p, "its group attribute is not positive");
     } else if (p->op == QF_OP_CONV) {
         p->channels = dim(w, 0);
@@ -129,9 +129,15 @@ static void probe_conv(const qf_node *node, qf_probe *p)
     }
 }
 
+/* Whether a Transpose of two dimensions swaps them, which is the default. */
+static bool swaps(const qf_node *transpose)
+{
+    const Onnx__AttributeProto *perm = qf_node_attribute(transpose, "perm");
+    return !perm || perm->n_ints != 2 || perm->ints[0] != 0;
+}
+
 static void probe_matrix(const qf_node *node, qf_probe *p)
 {
-    p->per_tensor_only = true;
     find_weight(node, p);
     if (!p->quantizable)
         return;
@@ -140,7 +146,8 @@ static void probe_matrix(const qf_node *node, qf_probe *p)
         refuse(p, "its weight does not have two dimensions");
         return;
     }
-    bool transposed = p->weight_user != node;
+    p->turned = p->weight_user != node && swaps(p->weight_user);
+    bool transposed = p->turned;
     if (p->op == QF_OP_GEMM) {
         if (qf_node_int(node, "transA", 0) == 1)
             refuse(p, "transA = 1 is not supported");
@@ -278,7 +285,6 @@ void qf_layer_probe(const qf_node *node, unsigned flags, qf_probe *out)
         probe_rnn(node, out);
         break;
     case QF_OP_AVERAGE_POOL:
-        out->per_tensor_only = true;
         break;
     case QF_OP_NONE:
         snprintf(out->reason, sizeof out->reason, "operators of type %.60s are not quantized",

@@ -38,17 +38,16 @@ typedef struct qf_probe {
     qf_op op;
     bool quantizable;
     char reason[200]; /* why not */
-    /* Weight (W of an RNN), NULL for AveragePool. `weight_user`/`weight_input` is the link that the
-     * quantized tensor replaces: the node itself, or the Transpose before its input. */
+    /* Weight (W of an RNN), NULL for AveragePool. `weight_user` reads the tensor: the node itself,
+     * or the Transpose before its input. */
     Onnx__TensorProto *weight;
     qf_value *weight_value;
     qf_node *weight_user;
-    size_t weight_input;
     Onnx__TensorProto *recurrence; /* R of an RNN */
     int64_t group;
     uint64_t channels;       /* channel-wise scales expected; 1 where only per tensor is possible */
     uint64_t input_channels; /* Cin, for tensor_balance_factor */
-    bool per_tensor_only;    /* the reference knows no channel-wise scales for the operator */
+    bool turned;             /* a Transpose node swaps the stored weight's two dimensions */
 } qf_probe;
 
 /* `flags`: QF_NODE_*. */

@@ -70,6 +70,7 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
             qf_plan_report(plan, QF_WARNING, i, entry->key,
                            "the layer has two records; the later one is used");
         }
+        ((qf_node *)match.node)->renamed = true; /* later steps find the node by this name */
         size_t *index = qf_arena_alloc(&plan->arena, sizeof *index);
         plan->matched[i] = qf_arena_strdup(&plan->arena, name);
         if (!index || !plan->matched[i] ||

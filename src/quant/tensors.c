@@ -227,7 +227,7 @@ static size_t shape_job(const tensor_context *t, qf_job *job, qf_weight *w, bool
         job->transposed = true;
         return shape_matrix(job, w, 0);
     }
-    return shape_matrix(job, w, behind_transpose && !trans_b ? 1 : 0);
+    return shape_matrix(job, w, t->probe->turned != trans_b ? 1 : 0);
 }
 
 static bool same_job(const qf_job *a, const qf_job *b)
