@@ -43,8 +43,7 @@ qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_erro
     qf_status status = open_regular(path, what, &fd, &st, err);
     if (status != QF_OK)
         return status;
-    qf_file file = {
-        .size = (uint64_t)st.st_size, .device = st.st_dev, .inode = st.st_ino, .fd = fd};
+    qf_file file = {.size = (uint64_t)st.st_size, .device = st.st_dev, .inode = st.st_ino};
     file.path = strdup(path);
     if (!file.path) {
         close(fd);
@@ -60,6 +59,7 @@ qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_erro
         }
         file.data = map;
     }
+    close(fd);
     *out = file;
     return QF_OK;
 }
@@ -70,9 +70,8 @@ void qf_file_close(qf_file *file)
         return;
     if (file->data)
         munmap((void *)file->data, (size_t)file->size);
-    close(file->fd);
     free(file->path);
-    *file = (qf_file){.fd = -1};
+    *file = (qf_file){0};
 }
 
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,

@@ -7,14 +7,14 @@
 
 #include "base/error.h"
 
-/* A regular file mapped read-only. `data` is NULL when the file is empty. */
+/* A regular file mapped read-only; the mapping needs no open file. `data` is NULL when the file is
+ * empty. */
 typedef struct qf_file {
     char *path;
     const unsigned char *data;
     uint64_t size;
     dev_t device;
     ino_t inode;
-    int fd;
 } qf_file;
 
 /* `what` names the role in messages: "model", "record file", "external data". */

@@ -17,7 +17,12 @@
 #include "base/file.h"
 
 #define COMPLETE "complete"
-enum { FOLDER_MODE = 0750, FILE_MODE = 0640, PLAIN_PREFIX_MAX = 200 };
+enum {
+    FOLDER_MODE = 0750,
+    FILE_MODE = 0640,
+    PLAIN_PREFIX_MAX = 200,
+    KEPT_OPEN = 200, /* files; later ones are opened for each write, or descriptors would run out */
+};
 
 static char *join(const char *a, const char *b)
 {
@@ -269,7 +274,8 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
     }
     file.fd = openat(stage->partial_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
     int e = file.fd < 0 ? errno : 0;
-    if (!e && fchmod(file.fd, FILE_MODE) != 0)
+    /* some file systems have no modes */
+    if (!e && fchmod(file.fd, FILE_MODE) != 0 && errno != EPERM && errno != ENOTSUP)
         e = errno;
     if (!e)
         e = allocate(file.fd, size);
@@ -284,41 +290,70 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
         free(path);
         return status;
     }
+    if (stage->count >= KEPT_OPEN) {
+        close(file.fd);
+        file.fd = -1;
+    }
     *index = stage->count;
     stage->files[stage->count++] = file;
     return QF_OK;
+}
+
+/* The file's descriptor, opened if it is not kept; -1 with errno set. */
+static int acquire(const qf_stage *stage, const qf_stage_file *file)
+{
+    if (file->fd >= 0)
+        return file->fd;
+    return openat(stage->partial_fd, file->name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+}
+
+static int release(const qf_stage_file *file, int fd)
+{
+    return file->fd >= 0 || close(fd) == 0 ? 0 : errno;
+}
+
+/* 0 or an errno. */
+static int write_all(int fd, const char *at, size_t n, uint64_t offset)
+{
+    while (n) {
+        ssize_t done = pwrite(fd, at, n, (off_t)offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return done < 0 ? errno : ENOSPC;
+        at += done;
+        offset += (uint64_t)done;
+        n -= (size_t)done;
+    }
+    return 0;
 }
 
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err)
 {
     const qf_stage_file *file = &stage->files[index];
-    const char *at = data;
-    while (n) {
-        ssize_t done = pwrite(file->fd, at, n, (off_t)offset);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0) {
-            int e = done < 0 ? errno : ENOSPC;
-            char *path = join(stage->folder, file->name);
-            qf_status status =
-                qf_fail_errno(err, path ? path : file->name, e, "cannot write the output file");
-            free(path);
-            return status;
-        }
-        at += done;
-        offset += (uint64_t)done;
-        n -= (size_t)done;
+    int fd = acquire(stage, file);
+    int e = fd < 0 ? errno : write_all(fd, data, n, offset);
+    if (fd >= 0) {
+        int closed = release(file, fd);
+        e = e ? e : closed;
     }
-    return QF_OK;
+    if (!e)
+        return QF_OK;
+    char *path = join(stage->folder, file->name);
+    qf_status status =
+        qf_fail_errno(err, path ? path : file->name, e, "cannot write the output file");
+    free(path);
+    return status;
 }
 
 static qf_status sync_files(qf_stage *stage, qf_error *err)
 {
     for (size_t i = 0; i < stage->count; i++) {
         qf_stage_file *file = &stage->files[i];
-        int result = fsync(file->fd) != 0 ? errno : 0;
-        if (close(file->fd) != 0 && !result)
+        int fd = acquire(stage, file);
+        int result = fd < 0 || fsync(fd) != 0 ? errno : 0;
+        if (fd >= 0 && close(fd) != 0 && !result)
             result = errno;
         file->fd = -1;
         if (result)

@@ -73,8 +73,10 @@ static bool produced_by(const qf_value *value, const char *op_type)
 
 qf_value *qf_value_source(qf_value *value)
 {
-    while (value && produced_by(value, "Identity") && value->producer->input_count == 1 &&
-           value->producer->inputs[0])
+    enum { MAX_IDENTITIES = 100 }; /* longer chains are not from an exporter */
+    for (int i = 0; i < MAX_IDENTITIES && value && produced_by(value, "Identity") &&
+                    value->producer->input_count == 1 && value->producer->inputs[0];
+         i++)
         value = value->producer->inputs[0];
     return value;
 }

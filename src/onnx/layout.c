@@ -23,7 +23,9 @@ typedef struct layouter {
     Onnx__ModelProto *model;
     const qf_payloads *payloads;
     const qf_layout_request *request;
-    Onnx__TensorProto **tensors; /* with a payload */
+    /* Tensors that may be external: initializers, those of the main graph first, and what else was
+     * external in the source. */
+    Onnx__TensorProto **tensors;
     size_t tensor_count, tensor_cap;
     int single_file; /* index of the one external file, -1 before it is made */
     qf_error *err;
@@ -67,9 +69,14 @@ static const char *external_file_name(layouter *l, const char *tensor)
     const char *suffix = external_suffix[l->request->target];
     char *base = qf_external_name(l->out->arena, tensor, NAME_LIMIT - strlen(suffix) - 8);
     char *name = base ? qf_arena_printf(l->out->arena, "%s%s", base, suffix) : NULL;
-    for (unsigned i = 2; name && qf_strmap_get(&l->out->names, name); i++)
-        name = qf_arena_printf(l->out->arena, "%s~%u%s", base, i, suffix);
-    return name;
+    if (!name || !qf_strmap_get(&l->out->names, name))
+        return name;
+    /* the map holds a counter for such a name, so that many equal names take no quadratic time */
+    uintptr_t number = (uintptr_t)qf_strmap_get(&l->out->repeats, name);
+    number = number ? number + 1 : 2;
+    if (!qf_strmap_set(&l->out->repeats, name, (void *)number))
+        return NULL;
+    return qf_arena_printf(l->out->arena, "%s~%ju%s", base, (uintmax_t)number, suffix);
 }
 
 static char *model_file_name(layouter *l, const char *extension)
@@ -175,18 +182,58 @@ static const qf_payload *payload_of(const layouter *l, const Onnx__TensorProto *
     return &l->payloads->items[qf_tensor_payload(tensor)];
 }
 
-static qf_status collect(Onnx__TensorProto *tensor, void *user)
+static bool has_payload(const layouter *l, const Onnx__TensorProto *tensor)
 {
-    layouter *l = user;
-    if (qf_tensor_payload(tensor) >= l->payloads->count)
-        return QF_OK;
+    return qf_tensor_payload(tensor) < l->payloads->count;
+}
+
+static qf_status add_candidate(layouter *l, Onnx__TensorProto *tensor)
+{
     if (!qf_grow((void **)&l->tensors, &l->tensor_cap, l->tensor_count + 1, sizeof tensor))
         return qf_fail_memory(l->err);
     l->tensors[l->tensor_count++] = tensor;
-    /* start from all inline */
+    return QF_OK;
+}
+
+static qf_status collect_initializers(layouter *l, Onnx__GraphProto *graph)
+{
+    qf_status status = QF_OK;
+    for (size_t i = 0; status == QF_OK && i < graph->n_initializer; i++) {
+        if (has_payload(l, graph->initializer[i]))
+            status = add_candidate(l, graph->initializer[i]);
+    }
+    for (size_t i = 0; status == QF_OK && i < graph->n_node; i++) {
+        for (size_t j = 0; status == QF_OK && j < graph->node[i]->n_attribute; j++) {
+            Onnx__AttributeProto *a = graph->node[i]->attribute[j];
+            if (a->g)
+                status = collect_initializers(l, a->g);
+            for (size_t k = 0; status == QF_OK && k < a->n_graphs; k++)
+                status = collect_initializers(l, a->graphs[k]);
+        }
+    }
+    return status;
+}
+
+/* All tensors start as inline; one that was external and is no initializer joins the candidates. */
+static qf_status reset(Onnx__TensorProto *tensor, void *user)
+{
+    layouter *l = user;
+    bool external = tensor->has_data_location && tensor->data_location != 0;
+    if (!has_payload(l, tensor))
+        return QF_OK;
     tensor->has_data_location = 0;
     tensor->n_external_data = 0;
-    return QF_OK;
+    return external && payload_of(l, tensor)->was_external ? add_candidate(l, tensor) : QF_OK;
+}
+
+/* Initializers lose their location first, so that only other tensors are found external by reset.
+ */
+static qf_status collect(layouter *l)
+{
+    qf_status status = collect_initializers(l, l->model->graph);
+    for (size_t i = 0; status == QF_OK && i < l->tensor_count; i++)
+        l->tensors[i]->has_data_location = 0;
+    return status == QF_OK ? qf_model_each_tensor(l->model, reset, l) : status;
 }
 
 /* Whether a varint field can hold the dtype, in at most eight bytes an element. */
@@ -297,7 +344,7 @@ static qf_status externalize_until(layouter *l, qf_spliced *total)
         return qf_fail_memory(l->err);
     for (size_t i = 0; i < l->tensor_count; i++) {
         Onnx__TensorProto *tensor = l->tensors[i];
-        if (qf_tensor_payload(tensor) < l->payloads->count && can_be_external(l, tensor))
+        if (has_payload(l, tensor) && can_be_external(l, tensor))
             list[n++] = (candidate){tensor, field_size(l, tensor), i};
     }
     qsort(list, n, sizeof *list, larger_first);
@@ -380,7 +427,7 @@ qf_status qf_layout_add(qf_layout *layout, Onnx__ModelProto *model, const qf_pay
                   .err = err};
     int file;
     qf_spliced spliced = {0};
-    qf_status status = qf_model_each_tensor(model, collect, &l);
+    qf_status status = collect(&l);
     if (status == QF_OK)
         status = choose_external(&l);
     if (status == QF_OK)
@@ -425,4 +472,5 @@ void qf_layout_release(qf_layout *layout)
     free(layout->copies);
     free(layout->copy_of);
     qf_strmap_release(&layout->names);
+    qf_strmap_release(&layout->repeats);
 }

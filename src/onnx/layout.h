@@ -38,7 +38,8 @@ typedef struct qf_layout {
     size_t copy_of_count;
     unsigned char **buffers; /* literal bytes, one per model */
     size_t buffer_count, buffer_cap;
-    qf_strmap names; /* files named so far */
+    qf_strmap names;   /* files named so far */
+    qf_strmap repeats; /* name -> last number behind it */
 } qf_layout;
 
 typedef struct qf_layout_request {

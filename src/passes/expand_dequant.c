@@ -25,22 +25,6 @@ static float masked(float scale, uint32_t mask)
     return scale;
 }
 
-/* Float16 graphs get their dtype back behind the Mul. */
-static bool cast_back(qf_pass *p, const qf_layer *layer, qf_node *mul, const char *prefix)
-{
-    qf_ir *ir = p->ir;
-    qf_value *value = mul->outputs[0];
-    const char *name = qf_pass_name(p, prefix, "cast");
-    const char *output = name ? qf_pass_name(p, name, "output0") : NULL;
-    const char *renamed = qf_pass_name(p, prefix, "mul.output0");
-    qf_node *cast = output ? qf_ir_add_node(ir, mul->graph, "Cast", name, mul->next) : NULL;
-    qf_value *out = cast ? qf_node_add_output(ir, cast, output) : NULL;
-    value->retyped = true;
-    return out && renamed && qf_value_move_uses(ir, value, out, NULL) &&
-           qf_value_move_results(ir, value, out, renamed) && qf_node_add_input(ir, cast, value) &&
-           qf_node_set_int(ir, cast, "to", layer->float_type);
-}
-
 static bool expand(qf_pass *p, qf_node *dequant)
 {
     qf_ir *ir = p->ir;
@@ -68,7 +52,7 @@ static bool expand(qf_pass *p, qf_node *dequant)
     if (!dequant->proto->op_type || !dequant->proto->doc_string)
         return false;
     return layer->float_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT ||
-           cast_back(p, layer, dequant, prefix);
+           qf_pass_cast_output(p, dequant, 0, layer->float_type, prefix);
 }
 
 qf_status qf_pass_expand_dequant(qf_pass *p)

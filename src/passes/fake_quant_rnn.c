@@ -3,7 +3,7 @@
  * initial_h (facts 5.6). */
 #include "passes/passes.h"
 
-enum { INPUT_X = 0, INPUT_INITIAL_H = 5 };
+enum { INPUT_X = 0, INPUT_INITIAL_H = 5, INPUT_INITIAL_C = 6 };
 
 static bool wrap(qf_pass *p, const qf_layer *layer, size_t input, const char *suffix, float scale,
                  int32_t offset)
@@ -31,6 +31,32 @@ static bool wrap(qf_pass *p, const qf_layer *layer, size_t input, const char *su
            qf_node_set_input(ir, node, input, out);
 }
 
+/* The layer computes in float32: initial_c comes in and the outputs go out through Casts. */
+static bool cast_state(qf_pass *p, const qf_layer *layer)
+{
+    qf_ir *ir = p->ir;
+    qf_node *node = qf_pass_node(p, layer);
+    const char *name = qf_pass_name(p, layer->name, "initial_c.cast");
+    const char *output = name ? qf_pass_name(p, name, "output0") : NULL;
+    if (!output)
+        return false;
+    if (layer->op == QF_OP_LSTM) {
+        qf_node *cast = qf_ir_add_node(ir, node->graph, "Cast", name, node);
+        qf_value *out = cast ? qf_node_add_output(ir, cast, output) : NULL;
+        if (!out || !qf_node_add_input(ir, cast, node->inputs[INPUT_INITIAL_C]) ||
+            !qf_node_set_int(ir, cast, "to", ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) ||
+            !qf_node_set_input(ir, node, INPUT_INITIAL_C, out))
+            return false;
+    }
+    for (size_t i = 0; i < node->output_count; i++) {
+        const char *prefix = qf_arena_printf(ir->arena, "%s.output%zu", layer->name, i);
+        if (!prefix ||
+            (node->outputs[i] && !qf_pass_cast_output(p, node, i, layer->float_type, prefix)))
+            return false;
+    }
+    return true;
+}
+
 qf_status qf_pass_fake_quant_rnn(qf_pass *p)
 {
     for (size_t i = 0; i < p->plan->layer_count; i++) {
@@ -39,6 +65,8 @@ qf_status qf_pass_fake_quant_rnn(qf_pass *p)
             continue;
         if (!wrap(p, layer, INPUT_X, "", layer->scale_d, layer->offset_d) ||
             !wrap(p, layer, INPUT_INITIAL_H, "1", layer->scale_h, layer->offset_h))
+            return qf_fail_memory(p->err);
+        if (layer->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT && !cast_state(p, layer))
             return qf_fail_memory(p->err);
     }
     return QF_OK;

@@ -124,3 +124,18 @@ qf_value *qf_pass_add_constant(qf_pass *p, const char *name, const float *values
     tensor->n_float_data = (size_t)count;
     return qf_node_add_output(p->ir, node, output);
 }
+
+bool qf_pass_cast_output(qf_pass *p, qf_node *node, size_t index, int32_t type, const char *prefix)
+{
+    qf_ir *ir = p->ir;
+    qf_value *value = node->outputs[index];
+    const char *name = qf_pass_name(p, prefix, "cast");
+    const char *output = name ? qf_pass_name(p, name, "output0") : NULL;
+    const char *renamed = qf_pass_name(p, node->name, "output0");
+    qf_node *cast = output ? qf_ir_add_node(ir, node->graph, "Cast", name, node->next) : NULL;
+    qf_value *out = cast ? qf_node_add_output(ir, cast, output) : NULL;
+    value->retyped = true;
+    return out && renamed && qf_value_move_uses(ir, value, out, NULL) &&
+           qf_value_move_results(ir, value, out, renamed) && qf_node_add_input(ir, cast, value) &&
+           qf_node_set_int(ir, cast, "to", type);
+}

@@ -70,6 +70,9 @@ bool qf_pass_share_constant(qf_pass *p, qf_node *node, size_t index, qf_value *v
  */
 qf_value *qf_pass_add_constant(qf_pass *p, const char *name, const float *values,
                                const int64_t *dims, size_t rank, const char *doc, qf_node *before);
+/* Casts output `index` of `node` to `type`: all that read it read <prefix>.cast.output0 instead,
+ * and a graph output keeps its name. */
+bool qf_pass_cast_output(qf_pass *p, qf_node *node, size_t index, int32_t type, const char *prefix);
 /* A tensor whose data is a payload. NULL when memory is exhausted. */
 Onnx__TensorProto *qf_pass_payload_tensor(qf_pass *p, int32_t data_type, const int64_t *dims,
                                           size_t rank, size_t payload);

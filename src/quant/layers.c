@@ -242,6 +242,34 @@ static int32_t value_type(const qf_value *value)
     return 0;
 }
 
+/* The dtype that a node gives its first output, where its type or attributes tell; 0 else. */
+static int32_t result_type(const qf_node *node)
+{
+    if (qf_node_is(node, "Cast"))
+        return (int32_t)qf_node_int(node, "to", 0);
+    qf_op op = qf_op_of(node);
+    if (op == QF_OP_NONE || op == QF_OP_AVERAGE_POOL || node->input_count < 2 || !node->inputs[1])
+        return 0;
+    const Onnx__TensorProto *weight = qf_value_constant(node->inputs[1]);
+    return weight ? weight->data_type : 0;
+}
+
+/* Walks up first inputs, through operators that keep the dtype of theirs, to one that is known. */
+static int32_t inferred_type(const qf_value *value)
+{
+    for (unsigned steps = 0; value && steps < 1000; steps++) {
+        int32_t type = value_type(value);
+        if (!type && value->init)
+            type = value->init->data_type;
+        if (!type && value->producer)
+            type = result_type(value->producer);
+        if (type || !value->producer || !value->producer->input_count)
+            return type;
+        value = value->producer->inputs[0];
+    }
+    return 0;
+}
+
 static int32_t activation_type(const qf_node *node, const qf_probe *probe)
 {
     if (probe->weight)
@@ -249,9 +277,9 @@ static int32_t activation_type(const qf_node *node, const qf_probe *probe)
     const Onnx__AttributeProto *a = qf_node_attribute(node, "op_data_type");
     if (a && a->s.len == 7 && memcmp(a->s.data, "float16", 7) == 0)
         return ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16;
-    int32_t type = value_type(node->inputs[0]);
-    if (!type && node->output_count && node->outputs[0])
-        type = value_type(node->outputs[0]);
+    int32_t type = value_type(node->outputs[0]);
+    if (!type)
+        type = inferred_type(node->inputs[0]);
     return qf_dtype_is_float(type) ? type : ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT;
 }
 

@@ -404,6 +404,14 @@ static const float *bias_scales(const tensor_context *t, uint64_t count, size_t 
     return scales;
 }
 
+/* A Gemm bias of one column stands for all columns; with a scale for each, the quantized values
+ * differ and the column has to be written out. */
+static bool is_spread(const tensor_context *t, const Onnx__TensorProto *bias)
+{
+    bool column = bias->n_dims == 0 || bias->dims[bias->n_dims - 1] == 1;
+    return t->layer->op == QF_OP_GEMM && t->layer->dequant_count > 1 && column;
+}
+
 static bool bias_fits(const tensor_context *t, const Onnx__TensorProto *bias, uint64_t count)
 {
     const qf_layer *layer = t->layer;
@@ -412,15 +420,66 @@ static bool bias_fits(const tensor_context *t, const Onnx__TensorProto *bias, ui
     if (qf_op_is_rnn(layer->op))
         fits = count == 2 * channels;
     else if (layer->op == QF_OP_GEMM) /* broadcast to [M, N] */
-        fits =
-            count == 1 || (bias->n_dims >= 1 && layer->dequant_count == 1) ||
-            (count && count % channels == 0 && (uint64_t)bias->dims[bias->n_dims - 1] == channels);
+        fits = count && (layer->dequant_count == 1 || is_spread(t, bias) ||
+                         (uint64_t)bias->dims[bias->n_dims - 1] == channels);
     else
         fits = count == channels;
     if (!fits)
         refuse(t, "bias tensor '%s' has %llu values, which does not fit %llu output channels",
                tensor_name(bias), (unsigned long long)count, (unsigned long long)channels);
     return fits;
+}
+
+/* A bias as read: one of the two is set. */
+typedef struct bias_values {
+    const float *narrow;
+    const double *wide;
+    uint64_t count;
+} bias_values;
+
+/* Quantizes element by element, each value `repeat` times with the next scales. Returns the index
+ * of the first result that is outside int32, or the number of results. */
+static size_t quantize_bias(const bias_values *b, size_t repeat, const float *scales,
+                            size_t scale_count, int32_t *q)
+{
+    const qf_kernels *k = qf_kernels_get();
+    size_t n = (size_t)b->count;
+    if (repeat == 1)
+        return b->wide ? k->bias_f64(b->wide, n, scales, scale_count, q)
+                       : k->bias_f32(b->narrow, n, scales, scale_count, q);
+    for (size_t i = 0; i < n * repeat; i++) {
+        const float *scale = scales + i % scale_count;
+        size_t done = b->wide ? k->bias_f64(b->wide + i / repeat, 1, scale, 1, q + i)
+                              : k->bias_f32(b->narrow + i / repeat, 1, scale, 1, q + i);
+        if (!done)
+            return i;
+    }
+    return n * repeat;
+}
+
+static void refuse_range(const tensor_context *t, const Onnx__TensorProto *bias,
+                         const bias_values *b, size_t at, double scale)
+{
+    double value = b->wide ? b->wide[at] : (double)b->narrow[at];
+    refuse(t,
+           "bias '%s'[%zu] = %.9g divided by its scale %.9g is %.9g, which is outside int32 "
+           "[-2147483648, 2147483647]; the scale is too small for this bias",
+           tensor_name(bias), at, value, scale, value / scale);
+}
+
+/* The bias's dims in the output. */
+static bool set_bias_dims(const tensor_context *t, const Onnx__TensorProto *bias, size_t repeat)
+{
+    qf_layer *layer = t->layer;
+    layer->bias_rank = bias->n_dims ? bias->n_dims : repeat > 1;
+    layer->bias_dims = qf_arena_array(&t->plan->arena, bias->n_dims + 1, sizeof(int64_t));
+    if (!layer->bias_dims)
+        return false;
+    if (bias->n_dims)
+        memcpy(layer->bias_dims, bias->dims, bias->n_dims * sizeof(int64_t));
+    if (repeat > 1)
+        layer->bias_dims[layer->bias_rank - 1] = (int64_t)repeat;
+    return true;
 }
 
 static qf_status store_bias(const tensor_context *t, const Onnx__TensorProto *bias, int32_t *q,
@@ -451,63 +510,29 @@ static qf_status store_bias(const tensor_context *t, const Onnx__TensorProto *bi
 
 static qf_status add_bias(const tensor_context *t)
 {
-    const qf_kernels *k = qf_kernels_get();
-    qf_plan *plan = t->plan;
-    qf_layer *layer = t->layer;
     Onnx__TensorProto *bias;
     if (!find_bias(t, &bias) || !bias)
         return QF_OK;
-    const float *narrow;
-    const double *wide;
+    bias_values b;
     const char *why;
-    uint64_t count;
-    qf_status status = qf_plan_read_floats(plan, bias, &narrow, &wide, &count, &why, t->err);
+    qf_status status =
+        qf_plan_read_floats(t->plan, bias, &b.narrow, &b.wide, &b.count, &why, t->err);
     if (status != QF_OK)
         return status;
-    if (why) {
+    if (why)
         refuse(t, "bias tensor '%s' %s", tensor_name(bias), why);
+    if (why || !bias_fits(t, bias, b.count))
         return QF_OK;
-    }
-    if (!bias_fits(t, bias, count))
-        return QF_OK;
-    size_t scale_count, n = (size_t)count;
-    const float *scales = bias_scales(t, count, &scale_count);
-    if (!scales)
-        return qf_fail_memory(t->err);
-    layer->bias_rank = bias->n_dims;
-    layer->bias_dims = qf_arena_array(&plan->arena, bias->n_dims + 1, sizeof(int64_t));
-    if (!layer->bias_dims)
-        return qf_fail_memory(t->err);
-    if (bias->n_dims)
-        memcpy(layer->bias_dims, bias->dims, bias->n_dims * sizeof(int64_t));
 
-    /* one value for all channels, but a scale for each: the quantized values differ */
-    bool spread = count == 1 && scale_count > 1;
-    if (spread) {
-        n = scale_count;
-        layer->bias_rank = 1;
-        layer->bias_dims[0] = (int64_t)n;
-    }
-    int32_t *q = qf_arena_array(&plan->arena, n, sizeof *q);
-    if (!q)
+    size_t scale_count, repeat = is_spread(t, bias) ? t->layer->dequant_count : 1;
+    size_t n = (size_t)b.count * repeat;
+    const float *scales = bias_scales(t, b.count, &scale_count);
+    int32_t *q = qf_arena_array(&t->plan->arena, (size_t)b.count, repeat * sizeof *q);
+    if (!scales || !q || !set_bias_dims(t, bias, repeat))
         return qf_fail_memory(t->err);
-    size_t done = 0;
-    if (spread) {
-        while (done < n && (wide ? k->bias_f64(wide, 1, scales + done, 1, q + done)
-                                 : k->bias_f32(narrow, 1, scales + done, 1, q + done)) == 1)
-            done++;
-    } else {
-        done = wide ? k->bias_f64(wide, n, scales, scale_count, q)
-                    : k->bias_f32(narrow, n, scales, scale_count, q);
-    }
+    size_t done = quantize_bias(&b, repeat, scales, scale_count, q);
     if (done < n) {
-        size_t at = spread ? 0 : done;
-        double value = wide ? wide[at] : (double)narrow[at];
-        double scale = (double)scales[scale_count == 1 ? 0 : done % scale_count];
-        refuse(t,
-               "bias '%s'[%zu] = %.9g divided by its scale %.9g is %.9g, which is outside int32 "
-               "[-2147483648, 2147483647]; the scale is too small for this bias",
-               tensor_name(bias), at, value, scale, value / scale);
+        refuse_range(t, bias, &b, done / repeat, (double)scales[done % scale_count]);
         return QF_OK;
     }
     return store_bias(t, bias, q, n, scales, scale_count);

@@ -81,7 +81,7 @@ static unsigned char *sample(size_t *length)
 
 static qf_file as_file(const unsigned char *bytes, size_t length)
 {
-    return (qf_file){.path = (char *)"m.onnx", .data = bytes, .size = length, .fd = -1};
+    return (qf_file){.path = (char *)"m.onnx", .data = bytes, .size = length};
 }
 
 static void test_round_trip(void **state)
