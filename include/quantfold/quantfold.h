@@ -95,9 +95,11 @@ typedef struct qf_diagnostics qf_diagnostics;
 QF_API qf_diagnostics *qf_diagnostics_create(void);
 QF_API void qf_diagnostics_free(qf_diagnostics *list);
 QF_API size_t qf_diagnostics_count(const qf_diagnostics *list);
-/* Number of findings with severity QF_ERROR; counts also those beyond the first thousand findings,
- * which are not kept. */
+/* Number of findings with severity QF_ERROR; counts also those beyond the first thousand, which
+ * are not kept; nor are warnings beyond the first thousand. */
 QF_API size_t qf_diagnostics_errors(const qf_diagnostics *list);
+/* Adds an error that a call returned, so that all findings of a run stand in one list. */
+QF_API void qf_diagnostics_add_error(qf_diagnostics *list, const qf_error *err);
 /* `index` < qf_diagnostics_count(list). */
 QF_API qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index);
 
@@ -107,9 +109,9 @@ QF_API qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index)
  * in proportion to the weights. */
 typedef struct qf_model qf_model;
 
-/* Opens `path` and checks its structure and the place and length of each external tensor (locations
- * must be relative and stay inside the model's folder). QF_ERR_INPUT if it is not a readable ONNX
- * model, QF_ERR_SYSTEM if it cannot be opened. */
+/* Opens `path` and checks its structure, that its graph hangs together, and the place and length of
+ * each external tensor (locations must be relative and stay inside the model's folder).
+ * QF_ERR_INPUT if it is not a readable ONNX model, QF_ERR_SYSTEM if it cannot be opened. */
 QF_API qf_status qf_model_open(const char *path, qf_model **out, qf_error *err);
 QF_API void qf_model_close(qf_model *model);
 
@@ -219,7 +221,7 @@ typedef bool (*qf_progress_fn)(uint64_t bytes_done, uint64_t bytes_total, const 
                                void *user);
 
 typedef struct qf_export_options {
-    size_t struct_size;    /* set by qf_export_options_init; lets the struct grow */
+    size_t struct_size;    /* set by qf_export_options_init; tells the caller's version */
     const char *save_path; /* the reference's save_path: folder plus file name prefix */
     qf_emit emit;
     qf_external external;
@@ -228,8 +230,18 @@ typedef struct qf_export_options {
     int threads;             /* 0: as many as OpenMP would use */
     qf_progress_fn progress; /* may be NULL */
     void *progress_user;
+    /* Plan without looking at the target folder: no check of free space, of files that exist, of
+     * outputs that are inputs. */
+    bool ignore_target;
 } qf_export_options;
-QF_API void qf_export_options_init(qf_export_options *options);
+/* Fills the first `size` bytes of an options struct with the defaults of this library. */
+QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);
+/* Fills `options` with the defaults. The size is the caller's, so that a program built with an
+ * older header goes on working when the struct grows. */
+static inline void qf_export_options_init(qf_export_options *options)
+{
+    qf_export_options_init_sized(options, sizeof *options);
+}
 
 /* Everything an export will do, decided and validated before anything is written. */
 typedef struct qf_plan qf_plan;

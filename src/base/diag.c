@@ -8,13 +8,13 @@
 
 #include "base/arena.h"
 
-/* A file can hold millions of mistakes; those after the first thousand are only counted. */
+/* A file can hold millions of mistakes; of errors and of warnings a thousand each are kept. */
 enum { MAX_STORED = 1000 };
 
 struct qf_diagnostics {
     qf_arena arena;
     qf_diagnostic *items;
-    size_t count, cap, errors;
+    size_t count, cap, errors, warnings;
     bool lost; /* a finding was dropped for want of memory */
 };
 
@@ -55,9 +55,8 @@ void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, con
 {
     if (!list)
         return;
-    if (severity == QF_ERROR)
-        list->errors++;
-    if (list->count >= MAX_STORED)
+    size_t *seen = severity == QF_ERROR ? &list->errors : &list->warnings;
+    if (++*seen > MAX_STORED)
         return;
     char message[1024];
     va_list args;
@@ -77,25 +76,35 @@ void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, con
         (qf_diagnostic){severity, file, where.line, where.column, item, text};
 }
 
-qf_status qf_diag_status(const qf_diagnostics *list, qf_error *err)
+qf_diag_mark qf_diag_now(const qf_diagnostics *list)
 {
-    if (!list || (!list->errors && !list->lost))
+    return (qf_diag_mark){qf_diagnostics_count(list), qf_diagnostics_errors(list)};
+}
+
+qf_status qf_diag_status(const qf_diagnostics *list, qf_diag_mark mark, qf_error *err)
+{
+    if (!list || (list->errors == mark.errors && !list->lost))
         return QF_OK;
     if (list->lost)
         return qf_fail_memory(err);
-    size_t at = 0;
+    size_t at = mark.count, more = list->errors - mark.errors - 1;
     while (at < list->count && list->items[at].severity != QF_ERROR)
         at++;
     if (at == list->count)
-        return qf_fail(err, QF_ERR_INPUT, "%zu errors, after more than %d warnings", list->errors,
-                       MAX_STORED);
+        return qf_fail(err, QF_ERR_INPUT, "%zu more errors, after the list of findings was full",
+                       more + 1);
     const qf_diagnostic *first = &list->items[at];
     qf_where where = {
         .file = first->file, .item = first->item, .line = first->line, .column = first->column};
-    if (list->errors == 1)
+    if (!more)
         return qf_fail_at(err, QF_ERR_INPUT, where, "%s", first->message);
-    return qf_fail_at(err, QF_ERR_INPUT, where, "%s (and %zu more errors)", first->message,
-                      list->errors - 1);
+    return qf_fail_at(err, QF_ERR_INPUT, where, "%s (and %zu more errors)", first->message, more);
+}
+
+void qf_diagnostics_add_error(qf_diagnostics *list, const qf_error *err)
+{
+    /* the message names its place already */
+    qf_diag_add(list, QF_ERROR, (qf_where){0}, "%s", err->message);
 }
 
 unsigned qf_edit_distance(const char *a, const char *b)

@@ -10,9 +10,14 @@
 void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, const char *format,
                  ...) QF_PRINTF(4, 5);
 
-/* QF_OK if the list holds no error; else fills `err` from the first error and says how many more
- * there are. */
-qf_status qf_diag_status(const qf_diagnostics *list, qf_error *err);
+/* A point in a list's growth. */
+typedef struct qf_diag_mark {
+    size_t count, errors;
+} qf_diag_mark;
+qf_diag_mark qf_diag_now(const qf_diagnostics *list);
+/* QF_OK if no error was added since `mark`; else fills `err` from the first of them and says how
+ * many more there are. */
+qf_status qf_diag_status(const qf_diagnostics *list, qf_diag_mark mark, qf_error *err);
 
 /* Edit distance (insertions, deletions, substitutions, neighbours swapped) for suggestions; texts
  * longer than 63 bytes count as far from anything. */

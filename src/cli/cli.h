@@ -25,9 +25,15 @@ typedef struct cli_opened {
     qf_record *record;
 } cli_opened;
 
-/* Opens what is named, going on after a failure so that all three are reported. Findings go to
- * `diagnostics`, other failures are printed. Returns the first status that is not QF_OK. */
+/* Opens what is named, going on after a failure so that all three are reported. Every failure
+ * becomes a finding. Returns the first status that is not QF_OK. */
 qf_status cli_open(const cli_inputs *inputs, cli_opened *out, qf_diagnostics *diagnostics);
+/* Plans with what was opened; a failure becomes a finding. */
+qf_status cli_plan(const cli_opened *opened, const qf_io_spec *io, const qf_export_options *options,
+                   qf_diagnostics *diagnostics, qf_plan **plan);
+/* Adds `err` to the list unless the failed call did (the list had `known` errors before it).
+ * Returns `status`. */
+qf_status cli_note(qf_diagnostics *list, qf_status status, const qf_error *err, size_t known);
 void cli_close(cli_opened *opened);
 
 int cli_exit_code(qf_status status);
@@ -44,6 +50,8 @@ void cli_put_text(FILE *out, const char *text);
 const char *cli_bytes(uint64_t bytes, char buffer[32]);
 /* Prints and deletes a JSON document; EXIT_DONE or EXIT_SYSTEM. */
 int cli_print_json(cJSON *root);
+/* Adds a string member; bytes that are not UTF-8 become U+FFFD: names come from files. */
+void cli_json_text(cJSON *object, const char *key, const char *text);
 /* Findings as a JSON array. */
 cJSON *cli_json_diagnostics(const qf_diagnostics *list);
 /* Whether everything written to stdout arrived. */
@@ -61,7 +69,8 @@ void cli_progress_init(cli_progress *progress, cli_when when);
 /* A qf_progress_fn; `user` is a cli_progress. Stops the export after SIGINT or SIGTERM. */
 bool cli_progress_step(uint64_t done, uint64_t total, const char *tensor, void *user);
 void cli_progress_end(cli_progress *progress);
-/* SIGINT and SIGTERM ask for an orderly stop. */
+/* SIGINT, SIGTERM and SIGHUP ask for an orderly stop. */
 void cli_catch_signals(void);
+bool cli_interrupted(void);
 
 #endif

@@ -287,12 +287,13 @@ static void print_skipped(const qf_plan *plan)
 static void print_outputs(const qf_plan *plan)
 {
     enum { SHOWN = 12 };
-    size_t count = qf_plan_output_count(plan);
+    size_t count = qf_plan_output_count(plan), models = 0;
     char size[32];
     for (size_t i = 0; i < count; i++) {
         qf_output_file f = qf_plan_output(plan, i);
         size_t n = strlen(f.path);
         bool model = n > 5 && strcmp(f.path + n - 5, ".onnx") == 0;
+        models += model;
         if (count > SHOWN && !model)
             continue;
         printf("  %9s  ", cli_bytes(f.bytes, size));
@@ -300,7 +301,7 @@ static void print_outputs(const qf_plan *plan)
         putchar('\n');
     }
     if (count > SHOWN)
-        printf("  and %zu .external files beside them\n", count - 2);
+        printf("  and %zu .external files beside them\n", count - models);
 }
 
 static void print_summary(const arguments *a, const qf_plan *plan, const qf_report *report)
@@ -328,10 +329,10 @@ static cJSON *layers_json(const qf_plan *plan)
     for (size_t i = 0; i < qf_plan_layer_count(plan); i++) {
         qf_layer_info l = qf_plan_layer(plan, i);
         cJSON *item = cJSON_CreateObject();
-        cJSON_AddStringToObject(item, "name", l.name);
-        cJSON_AddStringToObject(item, "key", l.key);
+        cli_json_text(item, "name", l.name);
+        cli_json_text(item, "key", l.key);
         cJSON_AddStringToObject(item, "op_type", l.op_type);
-        cJSON_AddStringToObject(item, "weight", l.weight);
+        cli_json_text(item, "weight", l.weight);
         cJSON_AddNumberToObject(item, "activation_bits", l.activation_bits);
         cJSON_AddNumberToObject(item, "weight_bits", l.weight_bits);
         cJSON_AddNumberToObject(item, "channels", (double)l.channels);
@@ -343,28 +344,26 @@ static cJSON *layers_json(const qf_plan *plan)
 }
 
 static int print_result_json(const qf_plan *plan, const qf_report *report, qf_status status,
-                             const qf_error *err, const qf_diagnostics *diagnostics)
+                             const qf_diagnostics *diagnostics)
 {
     cJSON *root = cJSON_CreateObject();
     cJSON_AddBoolToObject(root, "ok", status == QF_OK);
     cJSON_AddBoolToObject(root, "written", report != NULL);
-    if (err && status != QF_OK)
-        cJSON_AddStringToObject(root, "error", err->message);
     cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));
     if (plan) {
         cJSON *skipped = cJSON_CreateArray(), *files = cJSON_CreateArray();
         for (size_t i = 0; i < qf_plan_skipped_count(plan); i++) {
             qf_skipped_layer s = qf_plan_skipped(plan, i);
             cJSON *item = cJSON_CreateObject();
-            cJSON_AddStringToObject(item, "name", s.name);
+            cli_json_text(item, "name", s.name);
             cJSON_AddStringToObject(item, "op_type", s.op_type);
-            cJSON_AddStringToObject(item, "reason", s.reason);
+            cli_json_text(item, "reason", s.reason);
             cJSON_AddItemToArray(skipped, item);
         }
         for (size_t i = 0; i < qf_plan_output_count(plan); i++) {
             qf_output_file f = qf_plan_output(plan, i);
             cJSON *item = cJSON_CreateObject();
-            cJSON_AddStringToObject(item, "path", f.path);
+            cli_json_text(item, "path", f.path);
             cJSON_AddNumberToObject(item, "bytes", (double)f.bytes);
             cJSON_AddItemToArray(files, item);
         }
@@ -383,43 +382,47 @@ static int print_result_json(const qf_plan *plan, const qf_report *report, qf_st
 
 /* ---- the command ---- */
 
+static qf_status plan_and_export(arguments *a, const qf_io_spec *io, const cli_opened *opened,
+                                 qf_diagnostics *list, qf_plan **plan, qf_report **report)
+{
+    qf_error err;
+    qf_status status = cli_plan(opened, io, &a->options, list, plan);
+    cli_print_diagnostics(list, a->quiet);
+    if (status != QF_OK || qf_diagnostics_errors(list))
+        return status;
+    if (cli_interrupted()) {
+        status = QF_ERR_CANCELLED;
+        snprintf(err.message, sizeof err.message, "interrupted");
+    } else if (!a->dry_run) {
+        status = qf_export(*plan, report, &err);
+        cli_progress_end(a->options.progress_user);
+    }
+    if (status != QF_OK) {
+        qf_diagnostics_add_error(list, &err);
+        cli_print_error(&err);
+    }
+    return status;
+}
+
 static int run(arguments *a, const qf_io_spec *io)
 {
     cli_opened opened;
     qf_plan *plan = NULL;
     qf_report *report = NULL;
-    qf_error err = {0};
     cli_progress progress;
-    qf_diagnostics *diagnostics = qf_diagnostics_create();
-    if (!diagnostics)
+    qf_diagnostics *list = qf_diagnostics_create();
+    if (!list)
         return EXIT_SYSTEM;
     cli_progress_init(&progress, a->quiet ? CLI_NEVER : a->progress);
     a->options.progress = cli_progress_step;
     a->options.progress_user = &progress;
 
-    qf_status status = cli_open(&a->inputs, &opened, diagnostics);
-    if (opened.model && opened.record) {
-        qf_error plan_err;
-        size_t known = qf_diagnostics_errors(diagnostics);
-        qf_status planned = qf_plan_create(opened.model, opened.config, opened.record, io,
-                                           &a->options, diagnostics, &plan, &plan_err);
-        if (planned != QF_OK && qf_diagnostics_errors(diagnostics) == known)
-            cli_print_error(&plan_err);
-        if (status == QF_OK) {
-            status = planned;
-            err = plan_err;
-        }
-    }
-    cli_print_diagnostics(diagnostics, a->quiet);
-    if (status == QF_OK && !a->dry_run) {
-        status = qf_export(plan, &report, &err);
-        cli_progress_end(&progress);
-        if (status != QF_OK)
-            cli_print_error(&err);
-    }
+    qf_status status = cli_open(&a->inputs, &opened, list);
+    qf_status done = plan_and_export(a, io, &opened, list, &plan, &report);
+    status = status == QF_OK ? done : status;
     int code = cli_exit_code(status);
     if (a->json) {
-        int printed = print_result_json(plan, report, status, &err, diagnostics);
+        int printed = print_result_json(plan, report, status, list);
         code = code ? code : printed;
     } else if (status == QF_OK && !a->quiet) {
         print_summary(a, plan, report);
@@ -428,7 +431,7 @@ static int run(arguments *a, const qf_io_spec *io)
     qf_report_free(report);
     qf_plan_free(plan);
     cli_close(&opened);
-    qf_diagnostics_free(diagnostics);
+    qf_diagnostics_free(list);
     return code;
 }
 

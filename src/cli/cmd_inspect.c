@@ -14,16 +14,16 @@ static cJSON *layer_json(const qf_layer_candidate *l)
 {
     cJSON *item = cJSON_CreateObject();
     cJSON *dims = cJSON_CreateArray();
-    cJSON_AddStringToObject(item, "name", l->name);
+    cli_json_text(item, "name", l->name);
     cJSON_AddStringToObject(item, "op_type", l->op_type);
-    cJSON_AddStringToObject(item, "weight", l->weight);
+    cli_json_text(item, "weight", l->weight);
     cJSON_AddStringToObject(item, "dtype", l->dtype);
     for (size_t i = 0; i < l->rank; i++)
         cJSON_AddItemToArray(dims, cJSON_CreateNumber((double)l->dims[i]));
     cJSON_AddItemToObject(item, "dims", dims);
     cJSON_AddNumberToObject(item, "channels", (double)l->channels);
     cJSON_AddBoolToObject(item, "quantizable", l->quantizable);
-    cJSON_AddStringToObject(item, "reason", l->reason);
+    cli_json_text(item, "reason", l->reason);
     return item;
 }
 
@@ -33,9 +33,9 @@ static int print_as_json(const qf_model *model, const qf_model_info *info)
     cJSON *layers = cJSON_CreateArray();
     cJSON_AddNumberToObject(root, "ir_version", (double)info->ir_version);
     cJSON_AddNumberToObject(root, "opset", (double)info->opset);
-    cJSON_AddStringToObject(root, "producer_name", info->producer_name);
-    cJSON_AddStringToObject(root, "producer_version", info->producer_version);
-    cJSON_AddStringToObject(root, "graph_name", info->graph_name);
+    cli_json_text(root, "producer_name", info->producer_name);
+    cli_json_text(root, "producer_version", info->producer_version);
+    cli_json_text(root, "graph_name", info->graph_name);
     cJSON_AddNumberToObject(root, "file_bytes", (double)info->file_bytes);
     cJSON_AddNumberToObject(root, "nodes", (double)info->node_count);
     cJSON_AddNumberToObject(root, "graphs", (double)info->graph_count);

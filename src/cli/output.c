@@ -119,6 +119,38 @@ int cli_print_json(cJSON *root)
     return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
 }
 
+/* Length of the UTF-8 sequence at `p`, 0 if it is not one. */
+static size_t utf8_length(const unsigned char *p)
+{
+    size_t n = p[0] < 0x80                   ? 1
+               : p[0] >= 0xf0 && p[0] < 0xf5 ? 4
+               : p[0] >= 0xe0 && p[0] < 0xf0 ? 3
+               : p[0] >= 0xc2 && p[0] < 0xe0 ? 2
+                                             : 0;
+    for (size_t i = 1; i < n; i++) {
+        if ((p[i] & 0xc0) != 0x80)
+            return 0;
+    }
+    return n;
+}
+
+void cli_json_text(cJSON *object, const char *key, const char *text)
+{
+    static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
+    char *clean = malloc(3 * strlen(text) + 1), *at = clean;
+    if (!clean)
+        return;
+    for (const char *p = text; *p;) {
+        size_t n = utf8_length((const unsigned char *)p);
+        memcpy(at, n ? p : replacement, n ? n : 3);
+        at += n ? n : 3;
+        p += n ? n : 1;
+    }
+    *at = '\0';
+    cJSON_AddStringToObject(object, key, clean);
+    free(clean);
+}
+
 cJSON *cli_json_diagnostics(const qf_diagnostics *list)
 {
     cJSON *array = cJSON_CreateArray();
@@ -126,40 +158,59 @@ cJSON *cli_json_diagnostics(const qf_diagnostics *list)
         qf_diagnostic d = qf_diagnostics_at(list, i);
         cJSON *item = cJSON_CreateObject();
         cJSON_AddStringToObject(item, "severity", d.severity == QF_ERROR ? "error" : "warning");
-        cJSON_AddStringToObject(item, "file", d.file);
+        cli_json_text(item, "file", d.file);
         cJSON_AddNumberToObject(item, "line", d.line);
         cJSON_AddNumberToObject(item, "column", d.column);
-        cJSON_AddStringToObject(item, "item", d.item);
-        cJSON_AddStringToObject(item, "message", d.message);
+        cli_json_text(item, "item", d.item);
+        cli_json_text(item, "message", d.message);
         cJSON_AddItemToArray(array, item);
     }
     return array;
 }
 
-static void note(qf_status *first, qf_status status, const qf_error *err)
+qf_status cli_note(qf_diagnostics *list, qf_status status, const qf_error *err, size_t known)
 {
-    if (status == QF_OK)
-        return;
-    if (*first == QF_OK)
-        *first = status;
-    if (err)
-        cli_print_error(err);
+    if (status != QF_OK && qf_diagnostics_errors(list) == known)
+        qf_diagnostics_add_error(list, err);
+    return status;
 }
 
-qf_status cli_open(const cli_inputs *inputs, cli_opened *out, qf_diagnostics *diagnostics)
+static void keep_first(qf_status *first, qf_status status)
+{
+    if (*first == QF_OK)
+        *first = status;
+}
+
+qf_status cli_open(const cli_inputs *inputs, cli_opened *out, qf_diagnostics *list)
 {
     qf_error err;
     qf_status first = QF_OK;
     *out = (cli_opened){0};
-    note(&first, qf_model_open(inputs->model, &out->model, &err), &err);
-    note(&first, qf_record_open(inputs->record, &out->record, &err), &err);
+    size_t known = qf_diagnostics_errors(list);
+    keep_first(&first,
+               cli_note(list, qf_model_open(inputs->model, &out->model, &err), &err, known));
+    known = qf_diagnostics_errors(list);
+    keep_first(&first,
+               cli_note(list, qf_record_open(inputs->record, &out->record, &err), &err, known));
+    known = qf_diagnostics_errors(list);
     if (inputs->config) {
-        size_t known = qf_diagnostics_errors(diagnostics);
-        qf_status status = qf_config_open(inputs->config, &out->config, diagnostics, &err);
-        bool listed = qf_diagnostics_errors(diagnostics) > known;
-        note(&first, status, listed ? NULL : &err);
+        qf_status status = qf_config_open(inputs->config, &out->config, list, &err);
+        keep_first(&first, cli_note(list, status, &err, known));
     }
     return first;
+}
+
+qf_status cli_plan(const cli_opened *opened, const qf_io_spec *io, const qf_export_options *options,
+                   qf_diagnostics *list, qf_plan **plan)
+{
+    qf_error err;
+    *plan = NULL;
+    if (!opened->model || !opened->record)
+        return QF_ERR_INPUT;
+    size_t known = qf_diagnostics_errors(list);
+    qf_status status = qf_plan_create(opened->model, opened->config, opened->record, io, options,
+                                      list, plan, &err);
+    return cli_note(list, status, &err, known);
 }
 
 void cli_close(cli_opened *opened)

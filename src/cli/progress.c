@@ -28,6 +28,11 @@ void cli_catch_signals(void)
     sigaction(SIGHUP, &action, NULL);
 }
 
+bool cli_interrupted(void)
+{
+    return stop;
+}
+
 static double now(void)
 {
     struct timespec t;

@@ -22,10 +22,12 @@ const char *qf_kernels_active(void)
     return qf_kernels_get()->name;
 }
 
-void qf_export_options_init(qf_export_options *options)
+void qf_export_options_init_sized(qf_export_options *options, size_t size)
 {
-    *options = (qf_export_options){.struct_size = sizeof *options,
-                                   .external_threshold = UINT64_C(2000000000)};
+    qf_export_options defaults = {.struct_size = size, .external_threshold = UINT64_C(2000000000)};
+    if (size > sizeof defaults)
+        memset((char *)options + sizeof defaults, 0, size - sizeof defaults);
+    memcpy(options, &defaults, size < sizeof defaults ? size : sizeof defaults);
 }
 
 static qf_status write_files(const qf_plan *plan, qf_stage *stage, qf_error *err)

@@ -53,7 +53,7 @@ typedef struct qf_job {
 
 /* A payload moved unchanged, or from varints to plain elements. */
 typedef struct qf_copy {
-    const char *tensor;
+    const char *file, *tensor; /* for messages */
     qf_span source;
     int32_t data_type;
     bool decode; /* varints to little-endian elements of data_type */
@@ -86,9 +86,10 @@ typedef struct qf_varint_index {
     uint64_t *offsets; /* of every 4096th element; NULL for spans of plain elements */
     uint64_t count;    /* elements */
 } qf_varint_index;
-/* Counts and indexes the elements; QF_ERR_INPUT if there are not exactly `expected`. */
-qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *tensor,
-                                qf_varint_index *out, qf_error *err);
+/* Counts and indexes the elements; QF_ERR_INPUT if there are not exactly `expected`. `file` and
+ * `tensor` are for messages. */
+qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *file,
+                                const char *tensor, qf_varint_index *out, qf_error *err);
 void qf_varint_index_release(qf_varint_index *index);
 
 qf_status qf_job_run_block(const qf_job *job, const qf_varint_index *index, uint64_t block,

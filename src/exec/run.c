@@ -71,8 +71,8 @@ static qf_status prepare(run *r)
     for (size_t i = 0; i < w->job_count; i++) {
         const qf_job *job = w->jobs[i];
         qf_varint_index *index = &r->indexes[i];
-        qf_status status =
-            qf_varint_index_build(&job->source, job->rows * job->cols, job->tensor, index, r->err);
+        qf_status status = qf_varint_index_build(&job->source, job->rows * job->cols, job->file,
+                                                 job->tensor, index, r->err);
         if (status != QF_OK)
             return status;
         if (!add_items(r, (item){.job = job, .index = index}, qf_job_blocks(job),
@@ -86,7 +86,7 @@ static qf_status prepare(run *r)
         if (copy->decode)
             status = qf_varint_index_build(&copy->source,
                                            copy->length / (qf_dtype_bits(copy->data_type) / 8),
-                                           copy->tensor, index, r->err);
+                                           copy->file, copy->tensor, index, r->err);
         if (status != QF_OK)
             return status;
         if (!add_items(r, (item){.copy = copy, .index = index}, qf_copy_blocks(copy),

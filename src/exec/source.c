@@ -9,15 +9,16 @@
 
 enum { STRIDE = 4096 };
 
-qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *tensor,
-                                qf_varint_index *out, qf_error *err)
+qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *file,
+                                const char *tensor, qf_varint_index *out, qf_error *err)
 {
     *out = (qf_varint_index){0};
     if (!qf_field_is_varint(span->field))
         return QF_OK;
     /* a varint takes a byte at least, which bounds what the file can make us allocate */
     if (expected > span->length)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.item = tensor, .byte = &span->offset},
+        return qf_fail_at(err, QF_ERR_INPUT,
+                          (qf_where){.file = file, .item = tensor, .byte = &span->offset},
                           "the tensor's data has fewer elements than its dims say (%llu)",
                           (unsigned long long)expected);
     uint64_t *offsets = malloc((size_t)(expected / STRIDE + 1) * sizeof *offsets);
@@ -34,7 +35,8 @@ qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const ch
     }
     if (wire.at < wire.end || count != expected) {
         free(offsets);
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.item = tensor, .byte = &span->offset},
+        return qf_fail_at(err, QF_ERR_INPUT,
+                          (qf_where){.file = file, .item = tensor, .byte = &span->offset},
                           "the tensor's data does not have the %llu elements that its dims say",
                           (unsigned long long)expected);
     }

@@ -161,7 +161,8 @@ static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t inde
     const char *name = qf_arena_strdup(l->out->arena, tensor->name ? tensor->name : "(unnamed)");
     if (!name)
         return qf_fail_memory(l->err);
-    qf_copy wanted = {.tensor = name,
+    qf_copy wanted = {.file = l->request->source,
+                      .tensor = name,
                       .source = p->span,
                       .data_type = tensor->data_type,
                       .decode = raw && qf_field_is_varint(p->field)};
@@ -454,7 +455,8 @@ qf_status qf_layout_add_verbatim(qf_layout *layout, const qf_file *source,
                  sizeof *layout->copies))
         return qf_fail_memory(err);
     qf_copy *copy = &layout->copies[layout->copy_count++];
-    *copy = (qf_copy){.tensor = "(model)",
+    *copy = (qf_copy){.file = source->path,
+                      .tensor = "(model)",
                       .source = {source->data, source->size, QF_FIELD_RAW_DATA, 0, 0},
                       .data_type = ONNX__TENSOR_PROTO__DATA_TYPE__UINT8,
                       .length = source->size};

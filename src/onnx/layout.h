@@ -48,6 +48,7 @@ typedef struct qf_layout_request {
     qf_external external;
     uint64_t threshold;
     qf_external_layout layout;
+    const char *source; /* path of the source model, for messages; outlives the layout */
 } qf_layout_request;
 
 /* Lays out one model. `payloads` is the table that the model's tensors index; jobs in it receive

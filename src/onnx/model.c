@@ -188,6 +188,8 @@ qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
         model->skeleton = NULL;
         status = qf_skeleton_pack(model->proto, &model->skeleton, &model->skeleton_length, err);
     }
+    if (status == QF_OK)
+        status = qf_layer_scan_create(model, &model->layers, err);
     if (status != QF_OK) {
         qf_model_close(model);
         return status;

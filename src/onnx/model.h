@@ -16,7 +16,7 @@ struct qf_model {
     size_t skeleton_length;
     qf_arena arena;
     Onnx__ModelProto *proto;      /* the skeleton unpacked; not to be modified */
-    struct qf_layer_scan *layers; /* made on demand by quant/inspect.c */
+    struct qf_layer_scan *layers; /* quant/inspect.c */
 };
 
 /* Unpacks a skeleton into `arena`. */

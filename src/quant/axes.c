@@ -132,6 +132,8 @@ qf_status qf_dynamic_axes_parse(const char *json, qf_dynamic_axis **out, size_t 
                                 qf_error *err)
 {
     const char *end = NULL;
+    if (!json || !out || !count)
+        return qf_fail(err, QF_ERR_USAGE, "qf_dynamic_axes_parse: an argument is NULL");
     cJSON *root = cJSON_ParseWithOpts(json, &end, true);
     if (!cJSON_IsObject(root)) {
         cJSON_Delete(root);

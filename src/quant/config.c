@@ -422,7 +422,8 @@ static qf_status check_text(qf_config *config, const char *text, size_t length,
         check_root(&c, root);
         cJSON_Delete(root);
     }
-    qf_status status = c.out_of_memory ? qf_fail_memory(err) : qf_diag_status(c.findings, err);
+    qf_status status =
+        c.out_of_memory ? qf_fail_memory(err) : qf_diag_status(c.findings, (qf_diag_mark){0}, err);
     forward(c.findings, diagnostics);
     qf_diagnostics_free(c.findings);
     return status;

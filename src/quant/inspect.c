@@ -40,55 +40,57 @@ static qf_layer_candidate describe(qf_arena *arena, const qf_node *node, unsigne
     return c;
 }
 
-static void collect(qf_layer_scan *scan, const qf_plan *plan, const qf_ir *ir)
+static qf_status collect(qf_layer_scan *scan, const qf_plan *plan, const qf_ir *ir, qf_error *err)
 {
     scan->items = qf_arena_array(&scan->arena, ir->node_count, sizeof *scan->items);
-    for (size_t i = 0; scan->items && i < ir->node_count; i++) {
+    if (!scan->items)
+        return qf_fail_memory(err);
+    for (size_t i = 0; i < ir->node_count; i++) {
         const qf_node *node = ir->by_id[i];
         if (!node || qf_op_of(node) == QF_OP_NONE)
             continue;
         qf_layer_candidate c = describe(&scan->arena, node, qf_plan_flags(plan, node->name));
-        if (c.name && c.weight && c.reason)
-            scan->items[scan->count++] = c;
+        if (!c.name || !c.weight || !c.reason)
+            return qf_fail_memory(err);
+        scan->items[scan->count++] = c;
     }
+    return QF_OK;
 }
 
-static qf_layer_scan *scan_layers(qf_model *model)
+qf_status qf_layer_scan_create(qf_model *model, qf_layer_scan **out, qf_error *err)
 {
     qf_layer_scan *scan = calloc(1, sizeof *scan);
     qf_plan plan = {.model = model}; /* carries the flags that markers give */
     qf_linked linked;
     if (!scan)
-        return NULL;
+        return qf_fail_memory(err);
     qf_arena_init(&scan->arena);
     qf_arena_init(&plan.arena);
-    if (qf_linked_open(model->skeleton, model->skeleton_length, model->files[0].path, &linked,
-                       NULL) == QF_OK) {
-        if (qf_pass_remove_quant_identity(&plan, &linked.ir, NULL) == QF_OK)
-            collect(scan, &plan, &linked.ir);
+    qf_status status =
+        qf_linked_open(model->skeleton, model->skeleton_length, model->files[0].path, &linked, err);
+    if (status == QF_OK) {
+        status = qf_pass_remove_quant_identity(&plan, &linked.ir, err);
+        if (status == QF_OK)
+            status = collect(scan, &plan, &linked.ir, err);
         qf_linked_close(&linked);
     }
     qf_strmap_release(&plan.node_flags);
     qf_arena_release(&plan.arena);
-    return scan;
-}
-
-static const qf_layer_scan *layers(const qf_model *model)
-{
-    if (!model->layers)
-        ((qf_model *)model)->layers = scan_layers((qf_model *)model);
-    return model->layers;
+    if (status == QF_OK)
+        *out = scan;
+    else
+        qf_layer_scan_free(scan);
+    return status;
 }
 
 size_t qf_model_layer_count(const qf_model *model)
 {
-    const qf_layer_scan *scan = layers(model);
-    return scan ? scan->count : 0;
+    return model->layers->count;
 }
 
 qf_layer_candidate qf_model_layer(const qf_model *model, size_t index)
 {
-    return layers(model)->items[index];
+    return model->layers->items[index];
 }
 
 static void count_graph(const Onnx__GraphProto *graph, qf_model_info *info)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quant/plan.h"
 
-#include <errno.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,8 +69,12 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_error *err)
 {
     qf_linked linked;
     const qf_export_options *o = &plan->options;
-    qf_layout_request request = {target, plan->prefix, o->external, o->external_threshold,
-                                 o->external_layout};
+    qf_layout_request request = {target,
+                                 plan->prefix,
+                                 o->external,
+                                 o->external_threshold,
+                                 o->external_layout,
+                                 plan->model->files[0].path};
     qf_status status = open_prepared(plan, &linked, err);
     if (status != QF_OK)
         return status;
@@ -153,7 +157,7 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
         bool model = qf_ends_with(path, ".onnx");
         if (model)
             had_model = out->exists;
-        if (!out->exists)
+        if (!out->exists || plan->options.ignore_target)
             continue;
         if (!S_ISREG(st.st_mode))
             qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = path},
@@ -188,11 +192,15 @@ static qf_status check_space(const qf_plan *plan, qf_error *err)
 
 /* ---- creating ---- */
 
-static qf_status check_options(const qf_export_options *o, qf_error *err)
+/* Takes over what the caller's struct has; what it is too short for keeps its default. */
+static qf_status read_options(const qf_export_options *given, qf_export_options *o, qf_error *err)
 {
-    if (!o || o->struct_size != sizeof *o)
+    const size_t least = offsetof(qf_export_options, ignore_target);
+    if (!given || given->struct_size < least)
         return qf_fail(err, QF_ERR_USAGE,
                        "export options must be initialised with qf_export_options_init");
+    qf_export_options_init(o);
+    memcpy(o, given, given->struct_size < sizeof *o ? given->struct_size : sizeof *o);
     if (!o->save_path)
         return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
     if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
@@ -203,6 +211,7 @@ static qf_status check_options(const qf_export_options *o, qf_error *err)
 
 static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec *io, qf_error *err)
 {
+    qf_diag_mark before = qf_diag_now(plan->diag);
     for (size_t i = 0; i < plan->model->payloads.count; i++) {
         if (qf_payloads_add(&plan->payloads, plan->model->payloads.items[i]) == SIZE_MAX)
             return qf_fail_memory(err);
@@ -215,14 +224,16 @@ static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec 
     if (status == QF_OK)
         status = plan_on_graph(plan, config, err);
     if (status == QF_OK)
-        status = qf_diag_status(plan->diag, err);
+        status = qf_diag_status(plan->diag, before, err);
     if (status == QF_OK)
         status = lay_out(plan, io, err);
     if (status == QF_OK)
         status = list_outputs(plan, config, err);
     if (status == QF_OK)
-        status = qf_diag_status(plan->diag, err);
-    return status == QF_OK ? check_space(plan, err) : status;
+        status = qf_diag_status(plan->diag, before, err);
+    if (status == QF_OK && !plan->options.ignore_target)
+        status = check_space(plan, err);
+    return status;
 }
 
 qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,
@@ -231,7 +242,8 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
 {
     if (!model || !record || !out)
         return qf_fail(err, QF_ERR_USAGE, "qf_plan_create: model, record and out must not be NULL");
-    qf_status status = check_options(options, err);
+    qf_export_options read;
+    qf_status status = read_options(options, &read, err);
     if (status != QF_OK)
         return status;
     qf_plan *plan = calloc(1, sizeof *plan);
@@ -244,7 +256,7 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
     plan->model = model;
     plan->record = record;
     plan->diag = diagnostics ? diagnostics : own;
-    plan->options = *options;
+    plan->options = read;
     plan->layout.arena = &plan->arena;
     status = build(plan, config, io, err);
     plan->diag = NULL;

@@ -58,8 +58,8 @@ const char *qf_plan_check_data(const Onnx__TensorProto *tensor, const qf_payload
     return NULL;
 }
 
-static qf_status load(qf_plan *plan, const qf_payload *p, int32_t type, uint64_t count, float *out,
-                      const char *name, qf_error *err)
+static qf_status load(const qf_plan *plan, const qf_payload *p, int32_t type, uint64_t count,
+                      float *out, const char *name, qf_error *err)
 {
     if (p->kind == QF_PAYLOAD_BYTES) {
         if (count)
@@ -67,11 +67,11 @@ static qf_status load(qf_plan *plan, const qf_payload *p, int32_t type, uint64_t
         return QF_OK;
     }
     qf_varint_index index;
-    qf_status status = qf_varint_index_build(&p->span, count, name, &index, err);
+    qf_status status =
+        qf_varint_index_build(&p->span, count, plan->model->files[0].path, name, &index, err);
     if (status == QF_OK)
         qf_source_floats(&p->span, &index, type, 0, (size_t)count, out);
     qf_varint_index_release(&index);
-    (void)plan;
     return status;
 }
 

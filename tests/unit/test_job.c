@@ -84,8 +84,8 @@ static void run(qf_job *job, const float *x)
     qf_varint_index index;
     qf_scratch scratch = {0};
     qf_error err;
-    assert_int_equal(qf_varint_index_build(&job->source, job->rows * job->cols, "t", &index, &err),
-                     QF_OK);
+    assert_int_equal(
+        qf_varint_index_build(&job->source, job->rows * job->cols, "f", "t", &index, &err), QF_OK);
     for (int t = 0; t < 2; t++) {
         s.size[t] = qf_job_bytes(job, job->out[t].format);
         s.data[t] = malloc(s.size[t] + 1);
@@ -246,10 +246,10 @@ static void test_encodings(void **state)
     qf_varint_index index;
     qf_error err;
     qf_span span = {varints, length, QF_FIELD_INT32_DATA, 0, 0};
-    assert_int_equal(qf_varint_index_build(&span, n + 1, "t", &index, &err), QF_ERR_INPUT);
-    assert_int_equal(qf_varint_index_build(&span, n - 1, "t", &index, &err), QF_ERR_INPUT);
+    assert_int_equal(qf_varint_index_build(&span, n + 1, "f", "t", &index, &err), QF_ERR_INPUT);
+    assert_int_equal(qf_varint_index_build(&span, n - 1, "f", "t", &index, &err), QF_ERR_INPUT);
     varints[length - 1] |= 0x80; /* cut off in the middle of a varint */
-    assert_int_equal(qf_varint_index_build(&span, n, "t", &index, &err), QF_ERR_INPUT);
+    assert_int_equal(qf_varint_index_build(&span, n, "f", "t", &index, &err), QF_ERR_INPUT);
     free(x);
     free(varints);
     free(raw);
