@@ -59,7 +59,6 @@ typedef struct qf_payload {
     const void *bytes;   /* BYTES; as long as the table */
     uint64_t raw_length; /* bytes as raw little-endian elements; for varint SPANs from dims */
     struct qf_job *job;  /* JOB */
-    int output;          /* JOB: which of the job's outputs */
     bool was_external;   /* the source kept this tensor outside the .onnx */
 } qf_payload;
 

@@ -14,7 +14,8 @@ static void report(qf_plan *plan, const qf_config *config, qf_severity severity,
                 "%s", message);
 }
 
-static void check_layer(qf_plan *plan, const qf_config *config, const qf_config_layer *layer,
+/* False when memory is exhausted. */
+static bool check_layer(qf_plan *plan, const qf_config *config, const qf_config_layer *layer,
                         qf_matcher *matcher, qf_strmap *enabled)
 {
     qf_match match;
@@ -23,31 +24,32 @@ static void check_layer(qf_plan *plan, const qf_config *config, const qf_config_
         char message[900];
         snprintf(message, sizeof message, "unsupported layer in the config: %s", match.problem);
         report(plan, config, QF_ERROR, layer->name, message);
-        return;
+        return true;
     }
     const char *node = match.node->name;
     qf_op op = qf_op_of(match.node);
     if (op == QF_OP_NONE) {
         report(plan, config, QF_ERROR, layer->name,
                "unsupported layer in the config: operators of its type are not quantized");
-        return;
+        return true;
     }
     bool per_tensor = op == QF_OP_GEMM || op == QF_OP_MATMUL || op == QF_OP_AVERAGE_POOL;
     if (per_tensor && layer->channel_wise == QF_YES)
         report(plan, config, QF_ERROR, layer->name,
                "channel_wise is true, but a layer of its type cannot be quantized channel-wise");
     bool recorded = qf_strmap_get(&plan->record_of_node, node) != NULL;
+    if ((layer->enabled || recorded) && !qf_strmap_set(enabled, node, (void *)node))
+        return false;
     if (layer->enabled) {
-        qf_strmap_set(enabled, node, (void *)node);
         if (!recorded)
             report(plan, config, QF_WARNING, layer->name,
                    "the config enables this layer, but the record does not have it; it stays "
                    "float");
     } else if (recorded) {
-        qf_strmap_set(enabled, node, (void *)node);
         report(plan, config, QF_WARNING, layer->name,
                "the config disables this layer, but the record has it; it is quantized");
     }
+    return true;
 }
 
 static void check_force_fp16(qf_plan *plan, const qf_config *config)
@@ -63,14 +65,17 @@ static void check_force_fp16(qf_plan *plan, const qf_config *config)
                 "the record decides");
 }
 
-void qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_ir *ir)
+qf_status qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_ir *ir,
+                              qf_error *err)
 {
     qf_matcher matcher;
     qf_strmap enabled = {0};
-    if (qf_matcher_init(&matcher, ir, NULL) != QF_OK)
-        return;
-    for (size_t i = 0; i < qf_config_layer_count(config); i++)
-        check_layer(plan, config, qf_config_layer_at(config, i), &matcher, &enabled);
+    qf_status status = qf_matcher_init(&matcher, ir, err);
+    if (status != QF_OK)
+        return status;
+    bool memory = true;
+    for (size_t i = 0; memory && i < qf_config_layer_count(config); i++)
+        memory = check_layer(plan, config, qf_config_layer_at(config, i), &matcher, &enabled);
     for (size_t i = 0; i < plan->layer_count; i++) {
         if (!qf_strmap_get(&enabled, plan->layers[i].name))
             report(plan, config, QF_WARNING, plan->layers[i].key,
@@ -79,4 +84,5 @@ void qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_ir *ir
     check_force_fp16(plan, config);
     qf_strmap_release(&enabled);
     qf_matcher_release(&matcher);
+    return memory ? QF_OK : qf_fail_memory(err);
 }

@@ -60,7 +60,7 @@ static qf_status plan_on_graph(qf_plan *plan, const qf_config *config, qf_error 
         return status;
     status = qf_plan_layers(plan, &linked.ir, err);
     if (status == QF_OK && config)
-        qf_plan_consistency(plan, config, &linked.ir);
+        status = qf_plan_consistency(plan, config, &linked.ir, err);
     qf_linked_close(&linked);
     return status;
 }

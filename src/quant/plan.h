@@ -6,7 +6,8 @@
  *   prepare.c   one graph for both targets: markers removed, inputs and outputs renamed, records
  *               matched to nodes (match.c), batch norms folded
  *   layers.c    each record becomes a qf_layer: field rules of facts 1.4, bits, scales
- *   tensors.c   the layer's weight jobs and its bias
+ *   tensors.c   reading a layer's constants; weights.c makes jobs of its weights, bias.c numbers
+ *               of its bias
  *   consistency.c  config against record and model
  *   plan.c      passes for each target, layout of the files, checks on the target folder
  */
@@ -30,7 +31,6 @@ typedef struct qf_weight {
     int64_t packed_dims[QF_MAX_RANK]; /* in the deploy model */
     int32_t deploy_type;              /* TensorProto data type in the deploy model */
     size_t payload[QF_TARGETS];       /* in plan->payloads */
-    const float *scales;
     size_t scale_count;
     /* Layer whose weight this one is: an earlier layer that quantizes the same tensor in the same
      * way, or the layer itself. */
@@ -107,7 +107,8 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err);
 qf_status qf_plan_layers(qf_plan *plan, qf_ir *ir, qf_error *err);
 qf_status qf_plan_tensors(qf_plan *plan, const qf_node *node, const qf_probe *probe,
                           qf_layer *layer, qf_error *err);
-void qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_ir *ir);
+qf_status qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_ir *ir,
+                              qf_error *err);
 
 /* A finding about a record entry; `item` is the layer. */
 void qf_plan_report(qf_plan *plan, qf_severity severity, size_t record, const char *item,

@@ -9,6 +9,7 @@ Also that OURS lists its nodes in an order in which every input is defined befor
 Ignored: node, attribute and initializer order, value_info, doc_string, producer, ir_version,
 metadata. Exit status 0 equal, 1 different (each difference on a line), 2 unreadable.
 """
+
 import argparse
 import os
 import struct
@@ -20,12 +21,19 @@ import onnx
 T = onnx.TensorProto
 # typed field and the numpy type its elements take as raw little-endian bytes
 TYPED = {
-    T.FLOAT: ("float_data", "<f4"), T.DOUBLE: ("double_data", "<f8"),
-    T.INT32: ("int32_data", "<i4"), T.INT64: ("int64_data", "<i8"),
-    T.UINT64: ("uint64_data", "<u8"), T.UINT32: ("uint64_data", "<u4"),
-    T.INT8: ("int32_data", "<i1"), T.UINT8: ("int32_data", "<u1"),
-    T.INT16: ("int32_data", "<i2"), T.UINT16: ("int32_data", "<u2"),
-    T.BOOL: ("int32_data", "<u1"), T.FLOAT16: ("int32_data", "<u2"), T.BFLOAT16: ("int32_data", "<u2"),
+    T.FLOAT: ("float_data", "<f4"),
+    T.DOUBLE: ("double_data", "<f8"),
+    T.INT32: ("int32_data", "<i4"),
+    T.INT64: ("int64_data", "<i8"),
+    T.UINT64: ("uint64_data", "<u8"),
+    T.UINT32: ("uint64_data", "<u4"),
+    T.INT8: ("int32_data", "<i1"),
+    T.UINT8: ("int32_data", "<u1"),
+    T.INT16: ("int32_data", "<i2"),
+    T.UINT16: ("int32_data", "<u2"),
+    T.BOOL: ("int32_data", "<u1"),
+    T.FLOAT16: ("int32_data", "<u2"),
+    T.BFLOAT16: ("int32_data", "<u2"),
 }
 
 
@@ -82,8 +90,14 @@ def attr_value(a, folder):
 
 def io_key(v):
     t = v.type.tensor_type
-    dims = tuple(d.dim_param if d.HasField("dim_param") else (d.dim_value if d.HasField("dim_value") else None)
-                 for d in t.shape.dim)
+    dims = tuple(
+        (
+            d.dim_param
+            if d.HasField("dim_param")
+            else (d.dim_value if d.HasField("dim_value") else None)
+        )
+        for d in t.shape.dim
+    )
     return (v.name, t.elem_type, dims)
 
 
@@ -95,13 +109,23 @@ def show(v, n=160):
 def compare(ours, want, out):
     models = []
     for path in (ours, want):
-        models.append((onnx.load(path, load_external_data=False), os.path.dirname(os.path.abspath(path))))
+        models.append(
+            (onnx.load(path, load_external_data=False), os.path.dirname(os.path.abspath(path)))
+        )
     (a, fa), (b, fb) = models
-    if {(o.domain, o.version) for o in a.opset_import} != {(o.domain, o.version) for o in b.opset_import}:
-        out(f"opset_import: {[(o.domain, o.version) for o in a.opset_import]} != {[(o.domain, o.version) for o in b.opset_import]}")
+    if {(o.domain, o.version) for o in a.opset_import} != {
+        (o.domain, o.version) for o in b.opset_import
+    }:
+        out(
+            f"opset_import: {[(o.domain, o.version) for o in a.opset_import]} != {[(o.domain, o.version) for o in b.opset_import]}"
+        )
     for what in ("input", "output"):
         names = set(i.name for i in b.graph.initializer)
-        va = [io_key(v) for v in getattr(a.graph, what) if what == "output" or v.name not in set(i.name for i in a.graph.initializer)]
+        va = [
+            io_key(v)
+            for v in getattr(a.graph, what)
+            if what == "output" or v.name not in set(i.name for i in a.graph.initializer)
+        ]
         vb = [io_key(v) for v in getattr(b.graph, what) if what == "output" or v.name not in names]
         if va != vb:
             out(f"graph {what}s: {show(va)} != {show(vb)}")
@@ -117,7 +141,9 @@ def compare(ours, want, out):
             out(f"initializer {n}: dtype, dims {ka[:2]} != {kb[:2]}")
         elif ka[2] != kb[2]:
             bad = [i for i, (x, y) in enumerate(zip(ka[2], kb[2])) if x != y]
-            out(f"initializer {n}: {len(bad)} of {len(kb[2])} bytes differ, first at {bad[:1]}, lengths {len(ka[2])}, {len(kb[2])}")
+            out(
+                f"initializer {n}: {len(bad)} of {len(kb[2])} bytes differ, first at {bad[:1]}, lengths {len(ka[2])}, {len(kb[2])}"
+            )
     na = {n.name: n for n in a.graph.node}
     nb = {n.name: n for n in b.graph.node}
     if len(na) != len(a.graph.node):
@@ -151,7 +177,9 @@ def compare(ours, want, out):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("ours")
     p.add_argument("expected")
     p.add_argument("-q", action="store_true", help="print the count alone")
