@@ -71,19 +71,17 @@ uint64_t qf_free_space(const char *folder)
 {
     char path[PATH_MAX];
     struct statvfs st;
-    if (strlen(folder) >= sizeof path)
+    int n = snprintf(path, sizeof path, "%s", folder);
+    if (n < 0 || (size_t)n >= sizeof path)
         return UINT64_MAX;
-    strcpy(path, folder);
     while (statvfs(path, &st) != 0) {
         char *slash = strrchr(path, '/');
         if (errno != ENOENT)
             return UINT64_MAX;
-        if (!slash)
-            strcpy(path, ".");
-        else if (slash == path)
-            strcpy(path, "/");
-        else
+        if (slash && slash != path)
             *slash = '\0';
+        else
+            snprintf(path, sizeof path, "%s", slash ? "/" : ".");
     }
     return (uint64_t)st.f_bavail * st.f_frsize;
 }

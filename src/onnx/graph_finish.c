@@ -2,32 +2,28 @@
 /* Writing a linked graph back into its messages. */
 #include "onnx/graph.h"
 
-static char *mutable_copy(qf_ir *ir, const char *text)
+/* The messages borrow the graph's strings, which live as long in the same arena and are not written
+ * to; protobuf-c has no const for them. */
+static char *borrow(const char *text)
 {
-    return qf_arena_strdup(ir->arena, text);
+    return (char *)text;
 }
 
 static bool write_node(qf_ir *ir, qf_node *node)
 {
     Onnx__NodeProto *p = node->proto;
     if (node->renamed)
-        p->name = mutable_copy(ir, node->name);
+        p->name = borrow(node->name);
     p->input = qf_arena_array(ir->arena, node->input_count, sizeof *p->input);
     p->output = qf_arena_array(ir->arena, node->output_count, sizeof *p->output);
-    if ((node->renamed && !p->name) || !p->input || !p->output)
+    if (!p->input || !p->output)
         return false;
     p->n_input = node->input_count;
     p->n_output = node->output_count;
-    for (size_t i = 0; i < node->input_count; i++) {
-        p->input[i] = mutable_copy(ir, node->inputs[i] ? node->inputs[i]->name : "");
-        if (!p->input[i])
-            return false;
-    }
-    for (size_t i = 0; i < node->output_count; i++) {
-        p->output[i] = mutable_copy(ir, node->outputs[i] ? node->outputs[i]->name : "");
-        if (!p->output[i])
-            return false;
-    }
+    for (size_t i = 0; i < node->input_count; i++)
+        p->input[i] = borrow(node->inputs[i] ? node->inputs[i]->name : "");
+    for (size_t i = 0; i < node->output_count; i++)
+        p->output[i] = borrow(node->outputs[i] ? node->outputs[i]->name : "");
     return true;
 }
 
@@ -43,9 +39,7 @@ static bool write_initializers(qf_ir *ir, qf_graph *graph)
     for (const qf_value *v = graph->first_value; v; v = v->next) {
         if (!v->init || v->dropped)
             continue;
-        v->init->name = mutable_copy(ir, v->name);
-        if (!v->init->name)
-            return false;
+        v->init->name = borrow(v->name);
         tensors[n++] = v->init;
     }
     graph->proto->initializer = tensors;
@@ -54,20 +48,16 @@ static bool write_initializers(qf_ir *ir, qf_graph *graph)
 }
 
 /* Entries of vanished or retyped values, and of inputs that are none any more, lose their name. */
-static bool mark_infos(qf_ir *ir, const qf_graph *graph)
+static void mark_infos(const qf_graph *graph)
 {
     for (const qf_value *v = graph->first_value; v; v = v->next) {
-        char *name = mutable_copy(ir, v->name);
-        if (!name)
-            return false;
         if (v->info)
-            v->info->name = v->retyped || v->dropped ? NULL : name;
+            v->info->name = v->retyped || v->dropped ? NULL : borrow(v->name);
         if (v->input)
-            v->input->name = name;
+            v->input->name = borrow(v->name);
         if (v->dead_input)
             v->dead_input->name = NULL;
     }
-    return true;
 }
 
 static size_t keep_named(Onnx__ValueInfoProto **infos, size_t count)
@@ -80,27 +70,21 @@ static size_t keep_named(Onnx__ValueInfoProto **infos, size_t count)
     return kept;
 }
 
-static bool write_infos(qf_ir *ir, qf_graph *graph)
+static void write_infos(const qf_graph *graph)
 {
     Onnx__GraphProto *p = graph->proto;
-    if (!mark_infos(ir, graph))
-        return false;
+    mark_infos(graph);
     p->n_value_info = keep_named(p->value_info, p->n_value_info);
     p->n_input = keep_named(p->input, p->n_input);
-    return true;
 }
 
 /* Outputs may be values of an outer graph, so their names are written last. */
-static bool write_results(qf_ir *ir, qf_graph *graph)
+static void write_results(const qf_graph *graph)
 {
     for (const qf_value *v = graph->first_value; v; v = v->next) {
-        for (size_t i = 0; i < v->result_count; i++) {
-            v->results[i]->name = mutable_copy(ir, v->name);
-            if (!v->results[i]->name)
-                return false;
-        }
+        for (size_t i = 0; i < v->result_count; i++)
+            v->results[i]->name = borrow(v->name);
     }
-    return true;
 }
 
 static qf_status finish_graph(qf_ir *ir, qf_graph *graph, const char *path, qf_error *err)
@@ -122,8 +106,9 @@ static qf_status finish_graph(qf_ir *ir, qf_graph *graph, const char *path, qf_e
     }
     graph->proto->node = nodes;
     graph->proto->n_node = n;
-    if (!write_initializers(ir, graph) || !write_infos(ir, graph))
+    if (!write_initializers(ir, graph))
         return qf_fail_memory(err);
+    write_infos(graph);
     return QF_OK;
 }
 
@@ -134,9 +119,7 @@ qf_status qf_ir_finish(qf_ir *ir, const char *path, qf_error *err)
         if (status != QF_OK)
             return status;
     }
-    for (size_t i = 0; i < ir->graph_count; i++) {
-        if (!write_results(ir, ir->graphs[i]))
-            return qf_fail_memory(err);
-    }
+    for (size_t i = 0; i < ir->graph_count; i++)
+        write_results(ir->graphs[i]);
     return QF_OK;
 }
