@@ -222,6 +222,22 @@ static void test_save_path(void **state)
     assert_int_equal(qf_save_path_split(long_name, &dir, &prefix, &err), QF_ERR_INPUT);
 }
 
+/* facts 9: it is the real path that is split. */
+static void test_save_path_link(void **state)
+{
+    (void)state;
+    char link[100], want[100];
+    snprintf(link, sizeof link, "%s/link", folder);
+    snprintf(want, sizeof want, "%s/sub", folder);
+    assert_int_equal(symlink("sub/model", link), 0); /* need not exist */
+    assert_split(link, want, "model");
+    char *dir, *prefix;
+    qf_error err;
+    snprintf(link, sizeof link, "%s/circle", folder);
+    assert_int_equal(symlink("circle", link), 0);
+    assert_int_equal(qf_save_path_split(link, &dir, &prefix, &err), QF_ERR_INPUT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -232,6 +248,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_failed_rename_rolls_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
         cmocka_unit_test(test_save_path),
+        cmocka_unit_test_setup_teardown(test_save_path_link, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
