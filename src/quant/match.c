@@ -121,22 +121,36 @@ static const qf_node *pick(const entry *e, const char *how, qf_match *out)
     return e->node;
 }
 
-/* The nearest name of a quantizable node, for "did you mean". */
+typedef struct guess {
+    const char *word;
+    unsigned distance;
+} guess;
+
+static void consider(guess *best, const char *key, const char *word)
+{
+    unsigned d = qf_edit_distance(key, word);
+    if (d < best->distance)
+        *best = (guess){word, d};
+}
+
+/* The nearest thing that the key could have been, for "did you mean". */
 static const char *nearest(const qf_matcher *m, const char *key)
 {
-    const char *best = NULL;
-    unsigned least = (unsigned)(strlen(key) / 3 + 1);
-    for (size_t i = 0; i < m->ir->node_count && i < 10000; i++) {
+    enum { MOST = 10000 };
+    guess best = {.distance = (unsigned)(strlen(key) / 3 + 2)};
+    const qf_strmap *maps[] = {&m->by_weight, &m->by_scope};
+    for (size_t i = 0; i < m->ir->node_count && i < MOST; i++) {
         const qf_node *node = m->ir->by_id[i];
-        if (!node || qf_op_of(node) == QF_OP_NONE)
-            continue;
-        unsigned d = qf_edit_distance(key, node->name);
-        if (d < least || (d == least && !best)) {
-            least = d;
-            best = node->name;
+        if (node && qf_op_of(node) != QF_OP_NONE)
+            consider(&best, key, node->name);
+    }
+    for (size_t k = 0; k < 2; k++) {
+        for (size_t i = 0; i < maps[k]->cap && i < MOST; i++) {
+            if (maps[k]->slots[i].key)
+                consider(&best, key, maps[k]->slots[i].key);
         }
     }
-    return best;
+    return best.word;
 }
 
 void qf_matcher_find(qf_matcher *m, const char *key, qf_match *out)
