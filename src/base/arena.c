@@ -68,8 +68,10 @@ void *qf_arena_alloc(qf_arena *arena, size_t size)
     if (!arena->blocks || !BLOCK_BYTES || arena->blocks->cap - arena->used < size) {
         size_t cap = size > BLOCK_BYTES ? size : BLOCK_BYTES;
         qf_arena_block *block = calloc(1, sizeof *block + cap);
-        if (!block)
+        if (!block) {
+            arena->exhausted = true;
             return NULL;
+        }
         block->cap = cap;
         block->next = arena->blocks;
         arena->blocks = block;

@@ -14,6 +14,7 @@ typedef struct qf_arena {
     qf_arena_block *blocks;       /* newest first */
     size_t used;                  /* bytes handed out by the newest block */
     ProtobufCAllocator allocator; /* lets protobuf-c unpack into the arena */
+    bool exhausted;               /* an allocation has failed */
 } qf_arena;
 
 void qf_arena_init(qf_arena *arena);

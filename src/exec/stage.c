@@ -84,13 +84,16 @@ qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix
                                 "most 241 bytes and no line break",
                                 err);
     size_t head = (size_t)(base - path); /* with the slash */
-    *folder = head == 0 ? strdup(".") : strndup(path, head > 1 ? head - 1 : 1);
-    *prefix = strdup(base);
-    if (*folder && *prefix)
-        return QF_OK;
-    free(*folder);
-    free(*prefix);
-    return qf_fail_memory(err);
+    char *folder_copy = head == 0 ? strdup(".") : strndup(path, head > 1 ? head - 1 : 1);
+    char *prefix_copy = strdup(base);
+    if (!folder_copy || !prefix_copy) {
+        free(folder_copy);
+        free(prefix_copy);
+        return qf_fail_memory(err);
+    }
+    *folder = folder_copy;
+    *prefix = prefix_copy;
+    return QF_OK;
 }
 
 uint64_t qf_free_space(const char *folder)

@@ -16,6 +16,8 @@ qf_status qf_skeleton_unpack(const unsigned char *skeleton, size_t length, const
 {
     arena->allocator.allocator_data = arena;
     *out = onnx__model_proto__unpack(&arena->allocator, length, skeleton);
+    if (!*out && arena->exhausted)
+        return qf_fail_memory(err);
     if (!*out)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
                           "not a readable ONNX model: protobuf cannot unpack its graph");
