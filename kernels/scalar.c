@@ -74,13 +74,18 @@ static void scale(float *x, size_t n, float factor)
         x[i] *= factor;
 }
 
+/* clamp(rint(x / scale), lo, hi). Clamping first gives the same, because the bounds are integers,
+ * and leaves values so small that adding 1.5 * 2^23 puts the last bit at 1: the addition rounds to
+ * even, the subtraction is exact. Unlike rintf this needs no instruction beyond the baseline's. */
 static int8_t quantize_one(float x, float scale, int lo, int hi)
 {
-    float v = rintf(x / scale);
+    const float magic = 0x1.8p23f;
+    float v = x / scale;
     /* written so that a NaN becomes lo */
     v = v > (float)lo ? v : (float)lo;
     v = v < (float)hi ? v : (float)hi;
-    return (int8_t)v;
+    v = v + magic;
+    return (int8_t)(v - magic);
 }
 
 /* Infinities and NaNs have all exponent bits set. */
