@@ -13,8 +13,7 @@ uint16_t qf_float_to_half(float value)
     if (magnitude >= 0x477ff000) /* rounds to 65536 or more */
         return (uint16_t)(sign | 0x7c00);
     if (magnitude < 0x38800000) {
-        /* subnormal: adding 0.5 puts the last bit of the result at 2^-24, and the addition rounds
-         */
+        /* subnormal: adding 0.5 puts the last bit at 2^-24, and the addition rounds */
         float f;
         memcpy(&f, &magnitude, sizeof f);
         f += 0.5f;

@@ -64,7 +64,7 @@ static qf_status read_entry(resolver *r, const Onnx__TensorProto *tensor, extern
         }
     }
     if (!entry->location || !*entry->location)
-        return refuse(r, tensor, "the tensor is external but names no %s", "location");
+        return refuse(r, tensor, "%s", "the tensor is external but names no location");
     return QF_OK;
 }
 
@@ -139,8 +139,8 @@ static qf_status resolve(Onnx__TensorProto *tensor, void *user)
 
     uint64_t count;
     if (!qf_dims_count(tensor->dims, tensor->n_dims, &count) || !qf_dtype_bits(tensor->data_type))
-        return refuse(r, tensor, "an external tensor needs valid dims and a fixed-size %s",
-                      "dtype");
+        return refuse(r, tensor, "%s",
+                      "an external tensor needs valid dims and a fixed-size dtype");
     uint64_t want = qf_raw_bytes(tensor->data_type, count);
     const qf_file *f = &r->model->files[file];
     uint64_t available = entry.offset <= f->size ? f->size - entry.offset : 0;

@@ -44,7 +44,7 @@ static qf_status add_inputs(builder *b, qf_graph *g)
         const char *name = g->proto->input[i]->name;
         qf_value *value;
         if (!name || !*name)
-            return refuse(b, "graph input", "an input has no %s", "name");
+            return refuse(b, "graph input", "%s", "an input has no name");
         qf_status status = declare(b, g, name, "graph input", &value);
         if (status != QF_OK)
             return status;
@@ -58,7 +58,7 @@ static qf_status add_initializers(builder *b, qf_graph *g)
     for (size_t i = 0; i < g->proto->n_initializer; i++) {
         Onnx__TensorProto *tensor = g->proto->initializer[i];
         if (!tensor->name || !*tensor->name)
-            return refuse(b, "initializer", "an initializer has no %s", "name");
+            return refuse(b, "initializer", "%s", "an initializer has no name");
         qf_value *value = qf_strmap_get(&g->values, tensor->name);
         if (value && value->init)
             return refuse(b, tensor->name, "initializer '%s' is defined twice", tensor->name);
@@ -75,7 +75,7 @@ static qf_status add_initializers(builder *b, qf_graph *g)
         Onnx__SparseTensorProto *sparse = g->proto->sparse_initializer[i];
         qf_value *value;
         if (!sparse->values || !sparse->values->name)
-            return refuse(b, "sparse_initializer", "a sparse initializer has no %s", "name");
+            return refuse(b, "sparse_initializer", "%s", "a sparse initializer has no name");
         qf_status status = declare(b, g, sparse->values->name, sparse->values->name, &value);
         if (status != QF_OK)
             return status;

@@ -227,8 +227,7 @@ static qf_status reset(Onnx__TensorProto *tensor, void *user)
     return external && payload_of(l, tensor)->was_external ? add_candidate(l, tensor) : QF_OK;
 }
 
-/* Initializers lose their location first, so that only other tensors are found external by reset.
- */
+/* Initializers lose their location first, so that reset finds only other tensors external. */
 static qf_status collect(layouter *l)
 {
     qf_status status = collect_initializers(l, l->model->graph);

@@ -119,7 +119,7 @@ static const char *bias_name(qf_ir *ir, const fold *f)
 {
     const char *weight = qf_value_source(f->conv->inputs[1])->name;
     size_t n = strlen(weight);
-    if (n > 7 && strcmp(weight + n - 7, ".weight") == 0)
+    if (n > 7 && qf_ends_with(weight, ".weight"))
         return qf_arena_printf(ir->arena, "%.*s.bias", (int)(n - 7), weight);
     return qf_arena_printf(ir->arena, "%s.bias", f->conv->name);
 }
@@ -179,28 +179,21 @@ static bool set_bias(qf_plan *plan, qf_ir *ir, const fold *f, const float *bias)
         qf_tensor_new(ir->arena, ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT, dims, 1);
     if (payload == SIZE_MAX || !tensor || !qf_tensor_set_payload(ir->arena, tensor, payload))
         return false;
-    if (f->conv->input_count > 2 && f->conv->inputs[2]) {
-        qf_value *old = f->conv->inputs[2];
-        if (old->init && old->use_count == 1 && !old->result_count) {
-            plan->payloads.items[payload].was_external =
-                qf_tensor_payload(old->init) < plan->payloads.count &&
-                plan->payloads.items[qf_tensor_payload(old->init)].was_external;
-            old->init = tensor;
-            return true;
-        }
-        const char *name = bias_name(ir, f);
-        qf_value *value = name ? qf_ir_add_initializer(ir, f->conv->graph, name, tensor) : NULL;
-        if (!value || !qf_node_set_input(ir, f->conv, 2, value))
-            return false;
-        qf_ir_drop_unused(ir, old);
+    qf_value *old = f->conv->input_count > 2 ? f->conv->inputs[2] : NULL;
+    if (old && old->init && old->use_count == 1 && !old->result_count) {
+        size_t before = qf_tensor_payload(old->init);
+        plan->payloads.items[payload].was_external =
+            before < plan->payloads.count && plan->payloads.items[before].was_external;
+        old->init = tensor;
         return true;
     }
     const char *name = bias_name(ir, f);
     qf_value *value = name ? qf_ir_add_initializer(ir, f->conv->graph, name, tensor) : NULL;
-    if (!value)
+    if (!value || !(f->conv->input_count > 2 ? qf_node_set_input(ir, f->conv, 2, value)
+                                             : qf_node_add_input(ir, f->conv, value)))
         return false;
-    return f->conv->input_count > 2 ? qf_node_set_input(ir, f->conv, 2, value)
-                                    : qf_node_add_input(ir, f->conv, value);
+    qf_ir_drop_unused(ir, old);
+    return true;
 }
 
 static bool remove_bn(qf_ir *ir, const fold *f)
@@ -236,9 +229,8 @@ static qf_status fold_one(qf_plan *plan, qf_ir *ir, fold *f, qf_error *err)
     if (!compute(f, factor, bias)) {
         qf_diag_add(plan->diag, QF_WARNING,
                     (qf_where){.file = plan->model->files[0].path, .item = f->conv->name},
-                    "the batch norm '%s' behind it gives factors that are not finite or far too "
-                    "large, and is not "
-                    "folded",
+                    "the batch norm '%s' behind it gives factors that are not finite or far "
+                    "too large, and is not folded",
                     f->bn->name);
         return QF_OK;
     }
@@ -251,9 +243,7 @@ static qf_status fold_one(qf_plan *plan, qf_ir *ir, fold *f, qf_error *err)
 
 qf_status qf_pass_fold_batch_norm(qf_plan *plan, qf_ir *ir, qf_error *err)
 {
-    bool any = false;
-    for (size_t i = 0; i < qf_record_message(plan->record)->n_record; i++)
-        any |= plan->matched[i] != NULL;
+    bool any = plan->record_of_node.used > 0;
     for (size_t i = 0; any && i < ir->node_count; i++) {
         fold f = {0};
         if (!ir->by_id[i] || !matches(plan, ir->by_id[i], &f))

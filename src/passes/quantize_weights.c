@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Weights become the output of their jobs: int8 or packed int4 in deploy, float in fake_quant
- * (facts 4.3, 5.2). A tensor that other nodes use as well is left to them; the layer gets its own.
- */
+ * (facts 4.3, 5.2). A tensor that other nodes use too is left to them; the layer gets its own. */
 #include "passes/passes.h"
 
 /* The Transpose before a layer's weight, of the layer's own: one that others read is cloned. */

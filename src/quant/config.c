@@ -3,6 +3,7 @@
 
 #include <cjson/cJSON.h>
 #include <float.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,9 +50,10 @@ static shown show(const cJSON *value)
     shown s;
     /* the cJSON manual asks for 5 bytes more than the text needs */
     if (!cJSON_PrintPreallocated((cJSON *)(uintptr_t)value, s.text, sizeof s.text, false))
-        strcpy(s.text, cJSON_IsString(value)   ? "a long string"
-                       : cJSON_IsObject(value) ? "an object"
-                                               : "a long value");
+        snprintf(s.text, sizeof s.text, "%s",
+                 cJSON_IsString(value)   ? "a long string"
+                 : cJSON_IsObject(value) ? "an object"
+                                         : "a long value");
     return s;
 }
 
@@ -159,9 +161,12 @@ static int check_word(checker *c, const cJSON *value, const char *const *words, 
     for (size_t i = 0; i < count; i++) {
         if (cJSON_IsString(value) && strcmp(value->valuestring, words[i]) == 0)
             return (int)i;
-        if (i)
-            strcat(allowed, i + 1 < count ? ", " : " or ");
-        strcat(allowed, words[i]);
+        size_t at = strlen(allowed);
+        snprintf(allowed + at, sizeof allowed - at, "%s%s",
+                 !i              ? ""
+                 : i + 1 < count ? ", "
+                                 : " or ",
+                 words[i]);
     }
     REPORT(c, QF_ERROR, "%s must be %s, not %s", value->string, allowed, show(value).text);
     return -1;

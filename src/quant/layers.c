@@ -4,7 +4,6 @@
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -361,22 +360,15 @@ qf_status qf_plan_layers(qf_plan *plan, qf_ir *ir, qf_error *err)
 {
     size_t records = qf_record_message(plan->record)->n_record;
     plan->layers = qf_arena_array(&plan->arena, records, sizeof *plan->layers);
-    size_t *record_of = calloc(ir->node_count + 1, sizeof *record_of);
-    qf_status status = plan->layers && record_of ? QF_OK : qf_fail_memory(err);
-    for (size_t i = 0; status == QF_OK && i < records; i++) {
-        const qf_node *node =
-            plan->matched[i] ? qf_strmap_get(&ir->node_names, plan->matched[i]) : NULL;
-        if (node)
-            record_of[node->id] = i + 1;
-    }
+    qf_status status = plan->layers ? QF_OK : qf_fail_memory(err);
     /* in graph order, so that names and fusion do not depend on the order of the records */
     for (size_t id = 0; status == QF_OK && id < ir->node_count; id++) {
         const qf_node *node = ir->by_id[id];
-        if (record_of[id])
-            status = add_layer(plan, record_of[id] - 1, node, err);
+        const size_t *record = qf_strmap_get(&plan->record_of_node, node->name);
+        if (record)
+            status = add_layer(plan, *record, node, err);
         else if (qf_op_of(node) != QF_OP_NONE)
             status = note_skipped(plan, node, err);
     }
-    free(record_of);
     return status;
 }

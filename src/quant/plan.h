@@ -81,7 +81,6 @@ struct qf_plan {
     size_t skeleton_length;
     bool had_markers;         /* QuantIdentity nodes were removed */
     qf_strmap node_flags;     /* node name -> QF_NODE_* */
-    const char **matched;     /* record index -> node name, NULL if there is none */
     qf_strmap record_of_node; /* node name -> const size_t *, index of its record */
 
     qf_payloads payloads; /* the model's, then those made here */

@@ -20,9 +20,6 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
 {
     const AMCTPytorchProto__ScaleOffsetRecord *message = qf_record_message(plan->record);
     qf_matcher matcher;
-    plan->matched = qf_arena_array(&plan->arena, message->n_record, sizeof *plan->matched);
-    if (!plan->matched)
-        return qf_fail_memory(err);
     if (!message->n_record) {
         qf_plan_report(plan, QF_ERROR, SIZE_MAX, NULL,
                        "the record file is empty: it names no layer to quantize");
@@ -66,15 +63,15 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
             continue;
         }
         if (before) { /* the same key again: the later one counts */
-            plan->matched[*before] = NULL;
+            *before = i;
             qf_plan_report(plan, QF_WARNING, i, entry->key,
                            "the layer has two records; the later one is used");
+            continue;
         }
         ((qf_node *)match.node)->renamed = true; /* later steps find the node by this name */
         size_t *index = qf_arena_alloc(&plan->arena, sizeof *index);
-        plan->matched[i] = qf_arena_strdup(&plan->arena, name);
-        if (!index || !plan->matched[i] ||
-            !qf_strmap_set(&plan->record_of_node, plan->matched[i], index))
+        const char *node = qf_arena_strdup(&plan->arena, name);
+        if (!index || !node || !qf_strmap_set(&plan->record_of_node, node, index))
             status = qf_fail_memory(err);
         else
             *index = i;
