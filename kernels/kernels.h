@@ -4,7 +4,8 @@
  * errors but a return value. The rounding contract is in kernels/README.md; *_scalar.c is the
  * definition, and every other variant must equal it bit for bit.
  *
- * Source pointers may be unaligned; float and integer destinations are aligned for their type.
+ * `const void *` sources are elements as stored: little-endian, at any alignment. Float and integer
+ * pointers are aligned for their type. Sources and destinations do not overlap unless said.
  */
 #ifndef QF_KERNELS_H
 #define QF_KERNELS_H
@@ -13,12 +14,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What a quantize kernel writes: the integers, the integers as float32, or both from one read. */
+typedef struct qf_quantized {
+    int8_t *q;   /* NULL: not wanted */
+    float *y;    /* NULL: not wanted */
+    bool stream; /* nobody reads the output soon: store past the cache where that is possible */
+} qf_quantized;
+
+typedef bool (*qf_quantize_fn)(const void *x, size_t n, float scale, int lo, int hi,
+                               qf_quantized out);
+typedef bool (*qf_quantize_columns_fn)(const void *x, size_t n, const float *scales, int lo, int hi,
+                                       qf_quantized out);
+
 /* One instruction set's kernels. */
 typedef struct qf_kernels {
     const char *name;
 
-    /* n elements as stored (little-endian, any alignment) to float32. */
-    void (*load_f32)(const void *src, size_t n, float *dst);
+    /* n stored elements to float32. A NaN stays one, quiet. */
     void (*load_f16)(const void *src, size_t n, float *dst);  /* exact */
     void (*load_bf16)(const void *src, size_t n, float *dst); /* exact */
     void (*load_f64)(const void *src, size_t n, float *dst);  /* rounded to nearest even */
@@ -26,25 +38,33 @@ typedef struct qf_kernels {
     /* x[i] *= factor, one float32 rounding. */
     void (*scale)(float *x, size_t n, float factor);
 
-    /* q[i] = clamp(rint(x[i] / scale), lo, hi), all in float32: reference facts 4.3. Returns false
-     * if any x[i] is not finite; q is then unspecified but written. */
-    bool (*quantize)(const float *x, size_t n, float scale, int lo, int hi, int8_t *q);
+    /* q[i] = clamp(rint(x[i] / scale), lo, hi), all in float32: reference facts 4.3; y[i] = q[i].
+     * Returns false if any x[i] is not finite; the output is then unspecified but written. */
+    qf_quantize_fn quantize_f32, quantize_f16, quantize_bf16;
     /* The same with a scale per element. */
-    bool (*quantize_columns)(const float *x, size_t n, const float *scales, int lo, int hi,
-                             int8_t *q);
+    qf_quantize_columns_fn quantize_columns_f32, quantize_columns_f16, quantize_columns_bf16;
+
+    /* *max = max(*max, |x[i]|), and the same for n columns. Returns false if any x[i] is not
+     * finite; the maximum is then unspecified. Start with 0. */
+    bool (*absmax)(const void *x, size_t n, float *max);
+    bool (*absmax_columns)(const void *x, size_t n, float *max);
+    /* *min = min(*min, x[i]), *max likewise; zeros are positive. Start with x[0]. */
+    bool (*minmax)(const void *x, size_t n, float *min, float *max);
+    bool (*minmax_columns)(const void *x, size_t n, float *min, float *max);
 
     /* y[i] = q[i]; y[i] = q[i] * scale; y[i] = q[i] * scales[i]. */
     void (*widen)(const int8_t *q, size_t n, float *y);
     void (*dequantize)(const int8_t *q, size_t n, float scale, float *y);
     void (*dequantize_columns)(const int8_t *q, size_t n, const float *scales, float *y);
 
-    /* out[i] = low nibble of low[i] | low nibble of high[i] << 4. `step` is the distance between
-     * elements of low and of high: 1 packs two rows, 2 with high == low + 1 packs neighbours. */
-    void (*pack_nibbles)(const int8_t *low, const int8_t *high, size_t step, size_t n,
-                         uint8_t *out);
+    /* Two 4-bit integers a byte, the first in the low half: out[i] of q[2i] and q[2i + 1] for n
+     * bytes; out[i] of low[i] and high[i]. */
+    void (*pack_pairs)(const int8_t *q, size_t n, uint8_t *out);
+    void (*pack_rows)(const int8_t *low, const int8_t *high, size_t n, uint8_t *out);
 
-    /* q[i] = rint(b[i] / deq[deq_count == 1 ? 0 : i % deq_count]) as int32: facts 4.4. Returns the
-     * index of the first value that is not in [-2^31, 2^31 - 1] (or not a number), or n. */
+    /* q[i] = rint(b[i] / deq[deq_count == 1 ? 0 : i]) as int32: facts 4.4; deq_count is 1 or n.
+     * Returns the index of the first value that is not in [-2^31, 2^31 - 1] (or not a number), or
+     * n; q is written up to there and unspecified behind. */
     size_t (*bias_f32)(const float *b, size_t n, const float *deq, size_t deq_count, int32_t *q);
     /* The same in float64, deq widened. */
     size_t (*bias_f64)(const double *b, size_t n, const float *deq, size_t deq_count, int32_t *q);
@@ -53,13 +73,38 @@ typedef struct qf_kernels {
     void (*dequant_scale)(const float *scale_w, size_t n, float scale_d, float *deq);
     /* param[i] = bits of deq[i] & mask in the low half, zero above: facts 4.2. */
     void (*dequant_pack)(const float *deq, size_t n, uint32_t mask, uint64_t *param);
+
+    /* dst[c * dst_stride + r] = src[r * src_stride + c] for rows x cols bytes of src. */
+    void (*transpose)(const int8_t *src, size_t src_stride, size_t rows, size_t cols, int8_t *dst,
+                      size_t dst_stride);
 } qf_kernels;
 
-/* The kernels that run on this machine. */
+/* The kernels in use: those that the environment variable QUANTFOLD_ISA names, else the fastest
+ * that this machine runs. */
 const qf_kernels *qf_kernels_get(void);
+/* The value of QUANTFOLD_ISA if it names no kernels that run here (the fastest are then in use),
+ * else NULL. */
+const char *qf_kernels_refused(void);
+/* All that this machine runs, slowest first: 0 <= i, NULL at the end. */
+const qf_kernels *qf_kernels_at(size_t i);
 
-#define QF_KERNELS(variant, flags) extern const qf_kernels qf_kernels_##variant;
-#include "kernels.inc"
-#undef QF_KERNELS
+/* ---- fused.c: kernels made of the above, for any instruction set -------------------------- */
+
+/* Stored elements, of which there are `bits`-wide quantized ones to be made. */
+typedef enum qf_element { QF_F32 = 0, QF_F16 = 1, QF_BF16 = 2 } qf_element;
+size_t qf_element_size(qf_element type);
+qf_quantize_fn qf_quantize_for(const qf_kernels *k, qf_element type);
+qf_quantize_columns_fn qf_quantize_columns_for(const qf_kernels *k, qf_element type);
+
+/* n / 2 bytes of pairs of 4-bit integers; n is even. Returns as quantize does. */
+bool qf_quantize_nibbles(const qf_kernels *k, const void *x, qf_element type, size_t n, float scale,
+                         uint8_t *out);
+
+/* A source of `cols` runs of `rows` elements, `src_stride` elements apart, to a rows x cols matrix:
+ * q[r * cols + c] from src[c * src_stride + r], each run with its scale (scale_count is 1 or cols).
+ * `out.y` likewise. Returns cols if all is finite, else the first run that is not. */
+size_t qf_quantize_transposed(const qf_kernels *k, const void *src, qf_element type,
+                              size_t src_stride, size_t rows, size_t cols, const float *scales,
+                              size_t scale_count, int lo, int hi, qf_quantized out);
 
 #endif

@@ -190,6 +190,11 @@ typedef enum qf_external_layout {
     QF_LAYOUT_SINGLE = 1
 } qf_external_layout;
 
+/* How payloads reach the output files; the files are the same. AUTO: DIRECT for large output that
+ * is synced, else PWRITE. DIRECT falls back to PWRITE where the file system has no direct I/O, MMAP
+ * where it cannot allocate space in advance. */
+typedef enum qf_io { QF_IO_AUTO = 0, QF_IO_PWRITE = 1, QF_IO_MMAP = 2, QF_IO_DIRECT = 3 } qf_io;
+
 /* One entry of a dynamic-axes request: dimension `axis` of graph input or output `tensor` becomes
  * symbolic. `label` NULL means the name the PyTorch exporter would give,
  * "<tensor>_dynamic_axes_<position in the list, from 1>". */
@@ -233,6 +238,15 @@ typedef struct qf_export_options {
     /* Plan without looking at the target folder: no check of free space, of files that exist, of
      * outputs that are inputs. */
     bool ignore_target;
+    qf_io io;
+    /* Do not wait until the output is on disk before it is renamed into place. Faster, and safe
+     * against anything but a crash of the machine, which may leave files in place whose contents
+     * are lost. */
+    bool no_sync;
+    /* Bytes of memory that the process may have resident while it writes, mapped parts of files
+     * included; 0: a quarter of the machine's. Fewer threads and smaller buffers are used to keep
+     * it; QF_ERR_INPUT if that is not enough. */
+    uint64_t memory_limit;
 } qf_export_options;
 /* Fills the first `size` bytes of an options struct with the defaults of this library. */
 QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);
@@ -317,7 +331,9 @@ QF_API qf_status qf_save_quant_retrain_model(const char *config_file, const char
 
 /* ---- 5. Kernels --------------------------------------------------------------------------- */
 
-/* Name of the instruction set whose kernels run: "scalar", later "avx2", ... */
+/* Name of the instruction set whose kernels run: "scalar", "avx2", "avx512", "neon". It is the best
+ * that the machine has, or what the environment variable QUANTFOLD_ISA says; a value that names
+ * none that runs here makes qf_plan_create fail with QF_ERR_USAGE. */
 QF_API const char *qf_kernels_active(void);
 
 #ifdef __cplusplus

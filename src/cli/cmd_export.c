@@ -20,6 +20,9 @@ static const char help[] =
     "  --external-threshold N  bytes at which auto moves the largest weights out (2000000000)\n"
     "  --external-layout HOW   per-tensor (default), single: one page-aligned file a model\n"
     "  --threads N             default: one a core\n"
+    "  --io HOW                auto (default), pwrite, mmap, direct: how output is written\n"
+    "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
+    "  --memory-limit SIZE     resident memory, as 512M or 2G (default: a quarter of the RAM)\n"
     "  --progress WHEN         auto (default), always, never\n"
     "  --dry-run               validate and print the plan; write nothing\n"
     "  --json                  the result as JSON on standard output\n"
@@ -48,6 +51,10 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"external-threshold", required_argument, NULL, 'X'},
                                              {"external-layout", required_argument, NULL, 'L'},
                                              {"threads", required_argument, NULL, 't'},
+                                             {"io", required_argument, NULL, 'I'},
+                                             {"fsync", no_argument, NULL, 'f'},
+                                             {"no-fsync", no_argument, NULL, 'F'},
+                                             {"memory-limit", required_argument, NULL, 'M'},
                                              {"progress", required_argument, NULL, 'p'},
                                              {"dry-run", no_argument, NULL, 'n'},
                                              {"json", no_argument, NULL, 'j'},
@@ -89,6 +96,7 @@ static bool set_choice(arguments *a, int option, const char *word)
     static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
     static const char *const whens[] = {"auto", "always", "never", NULL};
     static const char *const layouts[] = {"per-tensor", "single", NULL};
+    static const char *const ios[] = {"auto", "pwrite", "mmap", "direct", NULL};
     int i;
     switch (option) {
     case 'e':
@@ -103,6 +111,10 @@ static bool set_choice(arguments *a, int option, const char *word)
         i = choose("external-layout", word, layouts);
         a->options.external_layout = (qf_external_layout)i;
         break;
+    case 'I':
+        i = choose("io", word, ios);
+        a->options.io = (qf_io)i;
+        break;
     default:
         i = choose("progress", word, whens);
         a->progress = (cli_when)i;
@@ -110,9 +122,30 @@ static bool set_choice(arguments *a, int option, const char *word)
     return i >= 0;
 }
 
+/* A number of bytes, with K, M, G or T for powers of 1024. */
+static bool read_size(const char *option, const char *text, uint64_t *out)
+{
+    static const char units[] = "KMGT";
+    char *end;
+    unsigned long long v = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, *end) : NULL;
+    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+    if (strspn(text, "0123456789") == 0 || strspn(text, "0123456789") > 18 ||
+        (*end && (!unit || end[1])) || !v || v > UINT64_MAX >> shift) {
+        fprintf(stderr,
+                "quantfold: --%s takes a size in bytes, or with K, M, G or T behind it, not '%s'\n",
+                option, text);
+        return false;
+    }
+    *out = (uint64_t)v << shift;
+    return true;
+}
+
 static bool set_number(arguments *a, int option, const char *word)
 {
     uint64_t n;
+    if (option == 'M')
+        return read_size("memory-limit", word, &a->options.memory_limit);
     if (option == 'X')
         return read_number("external-threshold", word, INT64_MAX, &a->options.external_threshold);
     if (!read_number("threads", word, 1024, &n))
@@ -157,8 +190,15 @@ static bool set_option(arguments *a, int option, char *value)
     case 'q':
         a->quiet = true;
         return true;
+    case 'f':
+        a->options.no_sync = false;
+        return true;
+    case 'F':
+        a->options.no_sync = true;
+        return true;
     case 'X':
     case 't':
+    case 'M':
         return set_number(a, option, value);
     default:
         return set_choice(a, option, value);

@@ -34,13 +34,12 @@ static qf_status write_files(const qf_plan *plan, qf_stage *stage, qf_error *err
 {
     const qf_layout *layout = &plan->layout;
     qf_status status = QF_OK;
+    qf_io io = qf_io_choose(plan->options.io, !plan->options.no_sync, plan->bytes_out);
+    stage->direct = io == QF_IO_DIRECT;
+    stage->unsynced = plan->options.no_sync;
     for (size_t i = 0; status == QF_OK && i < layout->file_count; i++) {
         size_t index;
         status = qf_stage_create(stage, layout->files[i].name, layout->files[i].size, &index, err);
-    }
-    for (size_t i = 0; status == QF_OK && i < layout->literal_count; i++) {
-        const qf_literal *l = &layout->literals[i];
-        status = qf_stage_write(stage, (size_t)l->file, l->offset, l->data, l->length, err);
     }
     if (status != QF_OK)
         return status;
@@ -55,8 +54,11 @@ static qf_status write_files(const qf_plan *plan, qf_stage *stage, qf_error *err
     }
     qf_work work = {.jobs = jobs,
                     .job_count = count,
-                    .copies = layout->copies,
-                    .copy_count = layout->copy_count,
+                    .layout = layout,
+                    .sources = plan->model->files,
+                    .source_count = plan->model->file_count,
+                    .io = io,
+                    .memory_limit = plan->options.memory_limit,
                     .threads = plan->options.threads,
                     .progress = plan->options.progress,
                     .progress_user = plan->options.progress_user};

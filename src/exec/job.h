@@ -36,7 +36,7 @@ typedef struct qf_job {
     qf_span source;
     int32_t data_type;
     uint64_t rows, cols;
-    bool transposed; /* the source is cols x rows */
+    bool transposed; /* the source is cols x rows; scales go by column, nothing is folded */
 
     /* Index of the scale of element (r, c), if scale_count > 1:
      * (r / row_div) * row_mul + r % row_mod + (col_div ? c / col_div : 0). */
@@ -64,22 +64,37 @@ typedef struct qf_copy {
 /* Bytes of the job's output in `format`. */
 uint64_t qf_job_bytes(const qf_job *job, qf_format format);
 
-/* Work is cut into blocks, numbered from 0, whose bounds do not depend on the thread count. */
+/* Work is cut into blocks, numbered from 0, whose bounds depend on the job alone. */
 uint64_t qf_job_blocks(const qf_job *job);
 uint64_t qf_copy_blocks(const qf_copy *copy);
+/* Part of the source that blocks [first, first + count) read; of a transposed job, the whole rows
+ * of the source that they read from. Meaningless for spans of varints. */
+typedef struct qf_range {
+    uint64_t offset, length;
+} qf_range;
+qf_range qf_job_reads(const qf_job *job, uint64_t first, uint64_t count);
+/* Bytes of the source that a block of a transposed job touches pages of; 0 for other jobs. */
+uint64_t qf_job_mapped(const qf_job *job);
+qf_range qf_copy_reads(const qf_copy *copy, uint64_t first, uint64_t count);
 
-/* Scratch memory of one thread; zero-initialise, release with qf_scratch_release. */
+/* Scratch memory of one thread, of a size that no model changes; zero-initialise, release with
+ * qf_scratch_release. Parts are allocated as blocks first need them. */
 typedef struct qf_scratch {
-    float *values;
-    int8_t *ints;
-    unsigned char *bytes;
-    size_t cap; /* elements */
+    float *values; /* a block of the source as floats */
+    float *floats; /* a block of float output on its way to an unaligned place */
+    int8_t *ints;  /* quantized elements that no output takes as they are */
+    size_t int_count;
 } qf_scratch;
 void qf_scratch_release(qf_scratch *scratch);
 
-/* Where blocks go: writes `n` bytes at `offset` of output file `file`. */
-typedef qf_status (*qf_write_fn)(void *user, int file, uint64_t offset, const void *data, size_t n,
-                                 qf_error *err);
+/* Where blocks go. `room` gives memory for n <= QF_ROOM bytes at `offset` of output file `file`,
+ * which holds the block's bytes by the next request for the same target. */
+enum { QF_ROOM = 256 * 1024 };
+typedef struct qf_sink {
+    qf_status (*room)(void *user, qf_target target, int file, uint64_t offset, size_t n,
+                      unsigned char **at, qf_error *err);
+    void *user;
+} qf_sink;
 
 /* Random access into a span of varints. */
 typedef struct qf_varint_index {
@@ -93,8 +108,8 @@ qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const ch
 void qf_varint_index_release(qf_varint_index *index);
 
 qf_status qf_job_run_block(const qf_job *job, const qf_varint_index *index, uint64_t block,
-                           qf_scratch *scratch, qf_write_fn write, void *user, qf_error *err);
+                           qf_scratch *scratch, const qf_sink *sink, qf_error *err);
 qf_status qf_copy_run_block(const qf_copy *copy, const qf_varint_index *index, uint64_t block,
-                            qf_scratch *scratch, qf_write_fn write, void *user, qf_error *err);
+                            const qf_sink *sink, qf_error *err);
 
 #endif

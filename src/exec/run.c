@@ -1,28 +1,56 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "exec/run.h"
 
+#include <fcntl.h>
+#include <fenv.h>
+#include <inttypes.h>
 #include <omp.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-/* A few blocks of one job or copy: what a thread takes at a time. */
+#include "exec/order.h"
+#include "exec/writer.h"
+
+enum {
+    SMALL = 256 * 1024,             /* bytes of output: below, a piece is batched with others */
+    ITEM = 4 * 1024 * 1024,         /* bytes of a model's file that a thread makes at a time */
+    ITEM_SOURCE = 16 * 1024 * 1024, /* and of the source that it reads for them, at most */
+    DROP_BYTES = 1024 * 1024,
+    KERNEL_COPY = 1024 * 1024, /* bytes: shorter copies are not worth a system call of theirs */
+    ROOM_LEAST = 2 * QF_ROOM,
+    SCRATCH = 2 * 1024 * 1024, /* bytes a thread needs besides its buffers, generously */
+    IO_THREADS = 2, /* threads a core in direct I/O, where one waits while the other calculates */
+};
+static const uint64_t direct_from = 32 * 1024 * 1024; /* bytes of output */
+
+/* What a thread takes at a time: blocks of one large piece, or some small pieces. */
 typedef struct item {
-    const qf_job *job;
-    const qf_copy *copy;
-    const qf_varint_index *index;
-    uint64_t first, count;
-    uint64_t bytes; /* written */
+    uint64_t first, count; /* blocks; count is 0 for small pieces */
+    uint64_t bytes;        /* written */
+    uint32_t piece, pieces;
 } item;
+
+/* How much the run works with at once. */
+typedef struct scale {
+    int threads;
+    size_t room;          /* of a buffer */
+    uint64_t out, source; /* bytes of an item */
+} scale;
 
 typedef struct run {
     const qf_work *work;
     const qf_stage *stage;
+    scale scale;
+    qf_piece *pieces;
+    size_t piece_count;
     item *items;
     size_t count, cap;
-    qf_varint_index *indexes;
+    qf_varint_index *job_indexes, *copy_indexes; /* NULL if no source is made of varints */
     uint64_t total;
     _Atomic uint64_t done;
     _Atomic bool stop;
@@ -32,109 +60,17 @@ typedef struct run {
     qf_error *err;
 } run;
 
-enum { BLOCKS_PER_ITEM = 16, DROP_BYTES = 1024 * 1024 };
+typedef struct worker {
+    run *run;
+    qf_writer writer;
+    qf_scratch scratch;
+} worker;
 
-static uint64_t output_bytes(const qf_job *job)
+qf_io qf_io_choose(qf_io wanted, bool synced, uint64_t bytes)
 {
-    uint64_t n = 0;
-    for (int t = 0; t < QF_TARGETS; t++)
-        n += job->out[t].placed ? qf_job_bytes(job, job->out[t].format) : 0;
-    return n;
-}
-
-static uint64_t copied_bytes(const qf_copy *copy)
-{
-    return copy->length * (uint64_t)(copy->out[0].placed + copy->out[1].placed);
-}
-
-static bool add_items(run *r, item model, uint64_t blocks, uint64_t bytes)
-{
-    r->total += bytes;
-    for (uint64_t first = 0; first < blocks; first += BLOCKS_PER_ITEM) {
-        if (!qf_grow((void **)&r->items, &r->cap, r->count + 1, sizeof *r->items))
-            return false;
-        uint64_t left = blocks - first;
-        model.first = first;
-        model.count = left < BLOCKS_PER_ITEM ? left : BLOCKS_PER_ITEM;
-        model.bytes = bytes / blocks * model.count + (left <= BLOCKS_PER_ITEM ? bytes % blocks : 0);
-        r->items[r->count++] = model;
-    }
-    return true;
-}
-
-static qf_status prepare(run *r)
-{
-    const qf_work *w = r->work;
-    r->indexes = calloc(w->job_count + w->copy_count + 1, sizeof *r->indexes);
-    if (!r->indexes)
-        return qf_fail_memory(r->err);
-    for (size_t i = 0; i < w->job_count; i++) {
-        const qf_job *job = w->jobs[i];
-        qf_varint_index *index = &r->indexes[i];
-        qf_status status = qf_varint_index_build(&job->source, job->rows * job->cols, job->file,
-                                                 job->tensor, index, r->err);
-        if (status != QF_OK)
-            return status;
-        if (!add_items(r, (item){.job = job, .index = index}, qf_job_blocks(job),
-                       output_bytes(job)))
-            return qf_fail_memory(r->err);
-    }
-    for (size_t i = 0; i < w->copy_count; i++) {
-        const qf_copy *copy = &w->copies[i];
-        qf_varint_index *index = &r->indexes[w->job_count + i];
-        qf_status status = QF_OK;
-        if (copy->decode)
-            status = qf_varint_index_build(&copy->source,
-                                           copy->length / (qf_dtype_bits(copy->data_type) / 8),
-                                           copy->file, copy->tensor, index, r->err);
-        if (status != QF_OK)
-            return status;
-        if (!add_items(r, (item){.copy = copy, .index = index}, qf_copy_blocks(copy),
-                       copied_bytes(copy)))
-            return qf_fail_memory(r->err);
-    }
-    return QF_OK;
-}
-
-static qf_status write_out(void *user, int file, uint64_t offset, const void *data, size_t n,
-                           qf_error *err)
-{
-    return qf_stage_write(user, (size_t)file, offset, data, n, err);
-}
-
-/* Pages of the source behind the sweep count as ours until they are dropped. They are clean, so
- * dropping costs nothing but a fault if a neighbour is still to be read. */
-static void drop_source(const qf_span *source, uint64_t first, uint64_t length)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = ((uintptr_t)source->data + first + page - 1) & ~(page - 1);
-    uintptr_t to = ((uintptr_t)source->data + first + length) & ~(page - 1);
-    if (to > from && to - from >= DROP_BYTES)
-        madvise((void *)from, to - from, MADV_DONTNEED);
-}
-
-static qf_status run_item(const run *r, const item *it, qf_scratch *scratch, qf_error *err)
-{
-    qf_status status = QF_OK;
-    for (uint64_t b = it->first; status == QF_OK && b < it->first + it->count; b++) {
-        if (it->job)
-            status =
-                qf_job_run_block(it->job, it->index, b, scratch, write_out, (void *)r->stage, err);
-        else
-            status = qf_copy_run_block(it->copy, it->index, b, scratch, write_out, (void *)r->stage,
-                                       err);
-    }
-    const qf_span *source = it->job ? &it->job->source : &it->copy->source;
-    uint64_t blocks = it->job ? qf_job_blocks(it->job) : qf_copy_blocks(it->copy);
-    if (!it->index->offsets && !(it->job && it->job->transposed))
-        drop_source(source, source->length / blocks * it->first,
-                    source->length / blocks * it->count);
-    return status;
-}
-
-static const char *item_name(const item *it)
-{
-    return it->job ? it->job->tensor : it->copy->tensor;
+    if (wanted != QF_IO_AUTO)
+        return wanted;
+    return synced && bytes >= direct_from ? QF_IO_DIRECT : QF_IO_PWRITE;
 }
 
 double qf_monotonic_seconds(void)
@@ -144,6 +80,320 @@ double qf_monotonic_seconds(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+/* ---- pieces ---- */
+
+static const qf_job *job_of(const run *r, qf_piece p)
+{
+    return p.kind == QF_PIECE_JOB ? r->work->jobs[p.index] : NULL;
+}
+
+static const qf_copy *copy_of(const run *r, qf_piece p)
+{
+    return p.kind == QF_PIECE_COPY ? &r->work->layout->copies[p.index] : NULL;
+}
+
+static const qf_varint_index *index_of(const run *r, qf_piece p)
+{
+    static const qf_varint_index none;
+    const qf_varint_index *indexes = p.kind == QF_PIECE_JOB    ? r->job_indexes
+                                     : p.kind == QF_PIECE_COPY ? r->copy_indexes
+                                                               : NULL;
+    return indexes ? &indexes[p.index] : &none;
+}
+
+static const char *name_of(const run *r, qf_piece p)
+{
+    return p.kind == QF_PIECE_JOB    ? job_of(r, p)->tensor
+           : p.kind == QF_PIECE_COPY ? copy_of(r, p)->tensor
+                                     : "(graph)";
+}
+
+static uint64_t block_count(const run *r, qf_piece p)
+{
+    return p.kind == QF_PIECE_JOB ? qf_job_blocks(job_of(r, p)) : qf_copy_blocks(copy_of(r, p));
+}
+
+/* Bytes that a piece writes to both models together, and the most to one of them. */
+static uint64_t bytes_of(const run *r, qf_piece p, uint64_t *largest)
+{
+    uint64_t sum = 0;
+    *largest = 0;
+    if (p.kind == QF_PIECE_LITERAL)
+        return *largest = r->work->layout->literals[p.index].length;
+    const qf_job_output *out = p.kind == QF_PIECE_JOB ? job_of(r, p)->out : copy_of(r, p)->out;
+    for (int t = 0; t < QF_TARGETS; t++) {
+        uint64_t n = !out[t].placed           ? 0
+                     : p.kind == QF_PIECE_JOB ? qf_job_bytes(job_of(r, p), out[t].format)
+                                              : copy_of(r, p)->length;
+        sum += n;
+        *largest = n > *largest ? n : *largest;
+    }
+    return sum;
+}
+
+/* ---- how much at once ---- */
+
+/* The process's resident memory, 0 if that cannot be told. */
+static uint64_t resident_now(void)
+{
+    uint64_t size = 0, pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (!f)
+        return 0;
+    if (fscanf(f, "%" SCNu64 " %" SCNu64, &size, &pages) != 2)
+        pages = 0;
+    fclose(f);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* The most that a block of a transposed job has mapped at once, and an item of any other. */
+static uint64_t mapped_at_once(const run *r, const scale *s)
+{
+    uint64_t most = s->source;
+    for (size_t i = 0; i < r->work->job_count; i++) {
+        uint64_t n = qf_job_mapped(r->work->jobs[i]);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+/* Chooses threads and buffers so that memory stays under the limit. */
+static qf_status fit_memory(run *r)
+{
+    const qf_work *w = r->work;
+    uint64_t resident = resident_now(), limit = w->memory_limit;
+    bool direct = w->io == QF_IO_DIRECT;
+    scale *s = &r->scale;
+    s->threads = (w->threads > 0 ? w->threads : omp_get_max_threads()) * (direct ? IO_THREADS : 1);
+    s->room = qf_writer_room(w->io);
+    s->source = ITEM_SOURCE;
+    if (!limit) {
+        limit = (uint64_t)sysconf(_SC_PHYS_PAGES) / 4 * (uint64_t)sysconf(_SC_PAGESIZE);
+        resident = resident < limit / 2 ? resident : limit / 2; /* the host program's own */
+    }
+    for (;;) {
+        uint64_t each = QF_TARGETS * (s->room + QF_DIRECT_ALIGN) + SCRATCH + mapped_at_once(r, s);
+        uint64_t need = resident + each * (uint64_t)s->threads;
+        s->out = s->room > ITEM ? s->room : ITEM;
+        if (need <= limit)
+            return QF_OK;
+        if (s->room > ROOM_LEAST || s->source > ROOM_LEAST) {
+            s->room = s->room / 2 > ROOM_LEAST ? s->room / 2 : ROOM_LEAST;
+            s->source = s->source / 2 > ROOM_LEAST ? s->source / 2 : ROOM_LEAST;
+        } else if (s->threads > 1) {
+            s->threads--;
+        } else {
+            return qf_fail(r->err, QF_ERR_INPUT,
+                           "the memory limit of %" PRIu64 " bytes is too low: %" PRIu64
+                           " are resident before the first weight is read, and a thread needs "
+                           "%" PRIu64 " more; raise the limit to %" PRIu64,
+                           limit, resident, each, need);
+        }
+    }
+}
+
+/* ---- items ---- */
+
+static bool add_item(run *r, item it)
+{
+    if (!qf_grow((void **)&r->items, &r->cap, r->count + 1, sizeof *r->items))
+        return false;
+    r->items[r->count++] = it;
+    r->total += it.bytes;
+    return true;
+}
+
+/* Splits a large piece at multiples of its blocks. */
+static bool add_large(run *r, uint32_t at, uint64_t bytes, uint64_t largest)
+{
+    qf_piece p = r->pieces[at];
+    uint64_t blocks = block_count(r, p), source = largest;
+    if (p.kind == QF_PIECE_JOB)
+        source = job_of(r, p)->source.length;
+    uint64_t by_out = r->scale.out / (largest / blocks + 1) + 1;
+    uint64_t by_source = r->scale.source / (source / blocks + 1) + 1;
+    uint64_t step = by_out < by_source ? by_out : by_source;
+    for (uint64_t first = 0; first < blocks; first += step) {
+        uint64_t n = blocks - first < step ? blocks - first : step;
+        uint64_t share = bytes / blocks * n + (first + n == blocks ? bytes % blocks : 0);
+        if (!add_item(r, (item){first, n, share, at, 1}))
+            return false;
+    }
+    return true;
+}
+
+static bool add_items(run *r)
+{
+    item batch = {0};
+    for (uint32_t i = 0; i < r->piece_count; i++) {
+        uint64_t largest, bytes = bytes_of(r, r->pieces[i], &largest);
+        bool small = largest < SMALL || r->pieces[i].kind == QF_PIECE_LITERAL;
+        if (small) {
+            if (!batch.pieces)
+                batch.piece = i;
+            batch.pieces++;
+            batch.bytes += bytes;
+        }
+        if (batch.pieces && (!small || batch.bytes >= ITEM)) {
+            if (!add_item(r, batch))
+                return false;
+            batch = (item){0};
+        }
+        if (!small && !add_large(r, i, bytes, largest))
+            return false;
+    }
+    return !batch.pieces || add_item(r, batch);
+}
+
+/* Spans of varints are indexed, and so checked, before anything is written. */
+static qf_status index_varints(run *r)
+{
+    const qf_work *w = r->work;
+    bool any = false;
+    for (size_t i = 0; i < w->job_count; i++)
+        any |= qf_field_is_varint(w->jobs[i]->source.field);
+    for (size_t i = 0; i < w->layout->copy_count; i++)
+        any |= w->layout->copies[i].decode;
+    if (!any)
+        return QF_OK;
+    r->job_indexes = calloc(w->job_count + 1, sizeof *r->job_indexes);
+    r->copy_indexes = calloc(w->layout->copy_count + 1, sizeof *r->copy_indexes);
+    if (!r->job_indexes || !r->copy_indexes)
+        return qf_fail_memory(r->err);
+    qf_status status = QF_OK;
+    for (size_t i = 0; status == QF_OK && i < w->job_count; i++) {
+        const qf_job *job = w->jobs[i];
+        status = qf_varint_index_build(&job->source, job->rows * job->cols, job->file, job->tensor,
+                                       &r->job_indexes[i], r->err);
+    }
+    for (size_t i = 0; status == QF_OK && i < w->layout->copy_count; i++) {
+        const qf_copy *c = &w->layout->copies[i];
+        if (c->decode)
+            status =
+                qf_varint_index_build(&c->source, c->length / (qf_dtype_bits(c->data_type) / 8),
+                                      c->file, c->tensor, &r->copy_indexes[i], r->err);
+    }
+    return status;
+}
+
+static qf_status prepare(run *r)
+{
+    const qf_work *w = r->work;
+    qf_status status = index_varints(r);
+    if (status == QF_OK)
+        status =
+            qf_order_build(w->jobs, w->job_count, w->layout, &r->pieces, &r->piece_count, r->err);
+    if (status == QF_OK)
+        status = fit_memory(r);
+    if (status == QF_OK && !add_items(r))
+        status = qf_fail_memory(r->err);
+    return status;
+}
+
+/* ---- the source ---- */
+
+/* What an item reads, as far as it lies in one stretch of one file. */
+static bool reads(const run *r, const item *it, const unsigned char **from, uint64_t *length)
+{
+    qf_piece p = r->pieces[it->piece];
+    if (!it->count || index_of(r, p)->offsets)
+        return false;
+    qf_range range = p.kind == QF_PIECE_JOB ? qf_job_reads(job_of(r, p), it->first, it->count)
+                                            : qf_copy_reads(copy_of(r, p), it->first, it->count);
+    *from = (p.kind == QF_PIECE_JOB ? job_of(r, p)->source.data : copy_of(r, p)->source.data) +
+            range.offset;
+    *length = range.length;
+    return true;
+}
+
+/* Advises on the whole pages of what an item reads. Pages behind the sweep count as ours until they
+ * are dropped; they are clean, so dropping costs nothing but a fault if a neighbour is still to be
+ * read. */
+static void advise(const run *r, size_t i, int advice)
+{
+    const unsigned char *data;
+    uint64_t length;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    if (i >= r->count || !reads(r, &r->items[i], &data, &length))
+        return;
+    uintptr_t from = ((uintptr_t)data + page - 1) & ~(page - 1);
+    uintptr_t to = ((uintptr_t)data + length) & ~(page - 1);
+    if (to > from && to - from >= DROP_BYTES)
+        madvise((void *)from, to - from, advice);
+}
+
+/* ---- running items ---- */
+
+/* A file that a span lies in, opened once more; -1 if it is not the same any more. */
+static int open_source(const qf_work *w, const qf_span *span)
+{
+    const qf_file *f = &w->sources[span->file];
+    struct stat st;
+    int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd >= 0 && (fstat(fd, &st) != 0 || st.st_dev != f->device || st.st_ino != f->inode)) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+/* Moves a large copy inside the kernel. False if that did not work. */
+static bool copy_in_kernel(worker *k, const qf_copy *copy, const item *it)
+{
+    qf_range range = qf_copy_reads(copy, it->first, it->count);
+    bool moved = k->writer.io == QF_IO_PWRITE && !copy->decode && range.length >= KERNEL_COPY;
+    int fd = moved ? open_source(k->run->work, &copy->source) : -1;
+    moved = moved && fd >= 0;
+    for (int t = 0; moved && t < QF_TARGETS; t++) {
+        const qf_job_output *out = &copy->out[t];
+        if (out->placed)
+            moved = qf_stage_copy(k->run->stage, (size_t)out->file, out->offset + range.offset, fd,
+                                  copy->source.offset + range.offset, range.length);
+    }
+    if (fd >= 0)
+        close(fd);
+    return moved;
+}
+
+static qf_status run_blocks(worker *k, qf_piece p, uint64_t first, uint64_t count, qf_error *err)
+{
+    const run *r = k->run;
+    qf_sink sink = qf_writer_sink(&k->writer);
+    qf_status status = QF_OK;
+    for (uint64_t b = first; status == QF_OK && b < first + count; b++)
+        status = p.kind == QF_PIECE_JOB
+                     ? qf_job_run_block(job_of(r, p), index_of(r, p), b, &k->scratch, &sink, err)
+                     : qf_copy_run_block(copy_of(r, p), index_of(r, p), b, &sink, err);
+    return status;
+}
+
+static qf_status run_piece(worker *k, qf_piece p, qf_error *err)
+{
+    if (p.kind != QF_PIECE_LITERAL)
+        return run_blocks(k, p, 0, block_count(k->run, p), err);
+    const qf_literal *l = &k->run->work->layout->literals[p.index];
+    return qf_writer_put(&k->writer, l->target, l->file, l->offset, l->data, l->length, err);
+}
+
+static qf_status run_item(worker *k, size_t i, qf_error *err)
+{
+    const run *r = k->run;
+    const item *it = &r->items[i];
+    const qf_copy *copy = copy_of(r, r->pieces[it->piece]);
+    qf_status status = QF_OK;
+    advise(r, i + (size_t)r->scale.threads, MADV_WILLNEED);
+    if (it->count && copy && copy_in_kernel(k, copy, it))
+        return QF_OK;
+    if (it->count)
+        status = run_blocks(k, r->pieces[it->piece], it->first, it->count, err);
+    for (uint32_t p = 0; !it->count && status == QF_OK && p < it->pieces; p++)
+        status = run_piece(k, r->pieces[it->piece + p], err);
+    if (status == QF_OK)
+        status = qf_writer_flush(&k->writer, err);
+    advise(r, i, MADV_DONTNEED);
+    return status;
+}
+
 /* Only the calling thread reports, so that callers need no locks. */
 static void report(run *r, const item *it, double *last)
 {
@@ -151,7 +401,8 @@ static void report(run *r, const item *it, double *last)
     if (!w->progress || omp_get_thread_num() != 0 || qf_monotonic_seconds() - *last < 0.1)
         return;
     *last = qf_monotonic_seconds();
-    if (!w->progress(atomic_load(&r->done), r->total, item_name(it), w->progress_user))
+    if (!w->progress(atomic_load(&r->done), r->total, name_of(r, r->pieces[it->piece]),
+                     w->progress_user))
         atomic_store(&r->stop, true);
 }
 
@@ -170,24 +421,43 @@ static void note_failure(run *r, size_t i, qf_status status, const qf_error *err
 
 static void sweep(run *r)
 {
-    int threads = r->work->threads > 0 ? r->work->threads : omp_get_max_threads();
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(r->scale.threads)
     {
-        qf_scratch scratch = {0};
+        worker k = {.run = r};
         double last = 0;
+        fenv_t host;
+        /* the host program may flush subnormals or round otherwise */
+        fegetenv(&host);
+        fesetenv(FE_DFL_ENV);
+        qf_writer_init(&k.writer, r->stage, r->work->io, r->scale.room);
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < r->count; i++) {
             qf_error err;
             if (atomic_load(&r->stop))
                 continue;
             report(r, &r->items[i], &last);
-            qf_status status = run_item(r, &r->items[i], &scratch, &err);
+            qf_status status = run_item(&k, i, &err);
             if (status != QF_OK)
                 note_failure(r, i, status, &err);
             atomic_fetch_add(&r->done, r->items[i].bytes);
         }
-        qf_scratch_release(&scratch);
+        qf_writer_release(&k.writer);
+        qf_scratch_release(&k.scratch);
+        fesetenv(&host);
     }
+}
+
+static void release(run *r)
+{
+    for (size_t i = 0; r->job_indexes && i < r->work->job_count; i++)
+        qf_varint_index_release(&r->job_indexes[i]);
+    for (size_t i = 0; r->copy_indexes && i < r->work->layout->copy_count; i++)
+        qf_varint_index_release(&r->copy_indexes[i]);
+    free(r->job_indexes);
+    free(r->copy_indexes);
+    free(r->pieces);
+    free(r->items);
+    omp_destroy_lock(&r->lock);
 }
 
 qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err)
@@ -206,10 +476,6 @@ qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err)
     if (status == QF_OK && work->progress &&
         !work->progress(r.total, r.total, "", work->progress_user))
         status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
-    for (size_t i = 0; r.indexes && i < work->job_count + work->copy_count; i++)
-        qf_varint_index_release(&r.indexes[i]);
-    omp_destroy_lock(&r.lock);
-    free(r.indexes);
-    free(r.items);
+    release(&r);
     return status;
 }

@@ -1,24 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The executor: runs all jobs and copies of an export on all cores, in one sweep over the source.
+/*
+ * The executor: runs all jobs and copies of an export on all cores, in one sweep over the source
+ * that goes along the output files. What is large is split into items, what is small is batched
+ * into one (order.c); threads take items in that order.
  */
 #ifndef QF_EXEC_RUN_H
 #define QF_EXEC_RUN_H
 
+#include "base/file.h"
 #include "exec/job.h"
 #include "exec/stage.h"
+#include "onnx/layout.h"
 
 typedef struct qf_work {
     qf_job *const *jobs;
     size_t job_count;
-    const qf_copy *copies;
-    size_t copy_count;
-    int threads; /* 0: OpenMP's choice */
+    const qf_layout *layout; /* its copies and literals */
+    const qf_file *sources;  /* the files that spans index */
+    size_t source_count;
+    qf_io io;              /* not AUTO */
+    uint64_t memory_limit; /* bytes resident; 0: a quarter of the machine's memory */
+    int threads;           /* 0: OpenMP's choice */
     qf_progress_fn progress;
     void *progress_user;
 } qf_work;
 
-/* Stage file i is output file i of the jobs. Of several failures, the one of the earliest block is
- * reported. QF_ERR_CANCELLED if the progress callback returned false. */
+/* The way to write `bytes` bytes that AUTO stands for: past the page cache if the run waits for the
+ * disk anyway, into it if not (docs/benchmarks.md). */
+qf_io qf_io_choose(qf_io wanted, bool synced, uint64_t bytes);
+
+/* Stage file i is output file i of the layout. Of several failures, the one of the earliest block
+ * is reported. QF_ERR_CANCELLED if the progress callback returned false; QF_ERR_INPUT if the memory
+ * limit leaves no room to work in. */
 qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err);
 
 /* A clock that only goes forward. */

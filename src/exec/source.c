@@ -94,6 +94,7 @@ void qf_source_floats(const qf_span *span, const qf_varint_index *index, int32_t
         k->load_f64(src, n, out);
         break;
     default:
-        k->load_f32(src, n, out);
+        if (n)
+            memcpy(out, src, n * sizeof *out);
     }
 }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@ enum {
     FILE_MODE = 0640,
     PLAIN_PREFIX_MAX = 200,
     KEPT_OPEN = 200, /* files; later ones are opened for each write, or descriptors would run out */
+    DIRECT_MIN = 1024 * 1024, /* bytes: smaller files gain nothing from direct I/O */
 };
 
 static char *join(const char *a, const char *b)
@@ -274,15 +276,17 @@ qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage *out, q
 
 /* ---- files ---- */
 
-/* Space is taken before anything is written, so that a full disk shows at once. */
-static int allocate(int fd, uint64_t size)
+/* Space is taken before anything is written, so that a full disk shows at once. *whole: it was. */
+static int allocate(int fd, uint64_t size, bool *whole)
 {
+    *whole = false;
     if (!size)
         return 0;
     int result;
     do
         result = fallocate(fd, 0, 0, (off_t)size);
     while (result != 0 && errno == EINTR);
+    *whole = result == 0;
     if (result == 0)
         return 0;
     if (errno != EOPNOTSUPP && errno != ENOSYS)
@@ -293,7 +297,7 @@ static int allocate(int fd, uint64_t size)
 qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size_t *index,
                           qf_error *err)
 {
-    qf_stage_file file = {.name = strdup(name), .size = size, .fd = -1};
+    qf_stage_file file = {.name = strdup(name), .size = size, .fd = -1, .direct_fd = -1};
     if (!file.name ||
         !qf_grow((void **)&stage->files, &stage->cap, stage->count + 1, sizeof file)) {
         free(file.name);
@@ -305,7 +309,7 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
     if (!e && fchmod(file.fd, FILE_MODE) != 0 && errno != EPERM && errno != ENOTSUP)
         e = errno;
     if (!e)
-        e = allocate(file.fd, size);
+        e = allocate(file.fd, size, &file.mappable);
     if (e) {
         if (file.fd >= 0)
             close(file.fd);
@@ -320,6 +324,8 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
     if (stage->count >= KEPT_OPEN) {
         close(file.fd);
         file.fd = -1;
+    } else if (stage->direct && size >= DIRECT_MIN) {
+        file.direct_fd = openat(stage->partial_fd, name, O_WRONLY | O_DIRECT | O_CLOEXEC);
     }
     *index = stage->count;
     stage->files[stage->count++] = file;
@@ -355,6 +361,15 @@ static int write_all(int fd, const char *at, size_t n, uint64_t offset)
     return 0;
 }
 
+static qf_status fail_write(const qf_stage *stage, const qf_stage_file *file, int e, qf_error *err)
+{
+    char *path = join(stage->folder, file->name);
+    qf_status status =
+        qf_fail_errno(err, path ? path : file->name, e, "cannot write the output file");
+    free(path);
+    return status;
+}
+
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err)
 {
@@ -365,21 +380,62 @@ qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, c
         int closed = release(file, fd);
         e = e ? e : closed;
     }
-    if (!e)
-        return QF_OK;
-    char *path = join(stage->folder, file->name);
-    qf_status status =
-        qf_fail_errno(err, path ? path : file->name, e, "cannot write the output file");
-    free(path);
-    return status;
+    return e ? fail_write(stage, file, e, err) : QF_OK;
 }
 
-static qf_status sync_files(qf_stage *stage, qf_error *err)
+bool qf_stage_write_direct(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
+                           size_t n, qf_status *status, qf_error *err)
+{
+    const qf_stage_file *file = &stage->files[index];
+    int e = write_all(file->direct_fd, data, n, offset);
+    *status = QF_OK;
+    if (e == EINVAL) /* the file system wants another alignment, or no direct I/O here */
+        return false;
+    if (e)
+        *status = fail_write(stage, file, e, err);
+    return true;
+}
+
+void *qf_stage_map(const qf_stage *stage, size_t index, uint64_t offset, size_t n)
+{
+    const qf_stage_file *file = &stage->files[index];
+    int fd = file->mappable ? acquire(stage, file) : -1;
+    if (fd < 0)
+        return NULL;
+    void *map = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+    release(file, fd);
+    return map == MAP_FAILED ? NULL : map;
+}
+
+bool qf_stage_copy(const qf_stage *stage, size_t index, uint64_t offset, int source, uint64_t from,
+                   uint64_t n)
+{
+    const qf_stage_file *file = &stage->files[index];
+    int fd = acquire(stage, file);
+    off64_t in = (off64_t)from, out = (off64_t)offset;
+    while (fd >= 0 && n) {
+        ssize_t done = copy_file_range(source, &in, fd, &out, (size_t)n, 0);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            break;
+        n -= (uint64_t)done;
+    }
+    return fd >= 0 && release(file, fd) == 0 && !n;
+}
+
+/* Closes every file, synced unless the caller does without. */
+static qf_status finish_files(qf_stage *stage, qf_error *err)
 {
     for (size_t i = 0; i < stage->count; i++) {
         qf_stage_file *file = &stage->files[i];
+        if (file->direct_fd >= 0)
+            close(file->direct_fd);
+        file->direct_fd = -1;
+        if (stage->unsynced && file->fd < 0)
+            continue;
         int fd = acquire(stage, file);
-        int result = fd < 0 || fsync(fd) != 0 ? errno : 0;
+        int result = fd < 0 || (!stage->unsynced && fsync(fd) != 0) ? errno : 0;
         if (fd >= 0 && close(fd) != 0 && !result)
             result = errno;
         file->fd = -1;
@@ -426,11 +482,12 @@ static void roll_back(const qf_stage *stage, size_t count)
 
 qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
 {
-    qf_status status = sync_files(stage, err);
+    qf_status status = finish_files(stage, err);
     if (status != QF_OK)
         return status;
     int fd = openat(stage->partial_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, FILE_MODE);
-    if (fd < 0 || fsync(fd) != 0 || fsync(stage->partial_fd) != 0) {
+    bool synced = stage->unsynced;
+    if (fd < 0 || (!synced && (fsync(fd) != 0 || fsync(stage->partial_fd) != 0))) {
         int e = errno;
         if (fd >= 0)
             close(fd);
@@ -451,7 +508,8 @@ qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
         free(path);
         return status;
     }
-    fsync(stage->folder_fd);
+    if (!synced)
+        fsync(stage->folder_fd);
     unlinkat(stage->partial_fd, COMPLETE, 0);
     for (size_t i = 0; i < stage->made_count; i++)
         free(stage->made[i]);
@@ -464,6 +522,8 @@ void qf_stage_close(qf_stage *stage)
     for (size_t i = 0; i < stage->count; i++) {
         if (stage->files[i].fd >= 0)
             close(stage->files[i].fd);
+        if (stage->files[i].direct_fd >= 0)
+            close(stage->files[i].direct_fd);
         free(stage->files[i].name);
     }
     free(stage->files);

@@ -21,11 +21,15 @@
 typedef struct qf_stage_file {
     char *name; /* in the destination folder */
     uint64_t size;
-    int fd;
+    int fd;        /* -1: opened for each write */
+    int direct_fd; /* the same file opened for direct I/O; -1: not possible or not worth it */
+    bool mappable; /* all of its space is allocated, so that a mapping cannot fault */
 } qf_stage_file;
 
 typedef struct qf_stage {
     char *folder;  /* destination */
+    bool direct;   /* set by the caller: files are opened for direct I/O too */
+    bool unsynced; /* set by the caller: commit does not wait for the disk */
     char *partial; /* path of the staging folder */
     int folder_fd, partial_fd;
     qf_stage_file *files;
@@ -43,6 +47,18 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
 /* Writes all `n` bytes. May be called by several threads. */
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err);
+/* The same past the page cache: `data`, `offset` and `n` are multiples of QF_DIRECT_ALIGN and the
+ * file has a direct_fd. False if the file system refuses; the caller then writes as usual. */
+enum { QF_DIRECT_ALIGN = 4096 };
+bool qf_stage_write_direct(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
+                           size_t n, qf_status *status, qf_error *err);
+/* Maps `n` bytes from `offset`, a multiple of the page size, for writing; munmap when done. NULL if
+ * the file cannot be mapped. */
+void *qf_stage_map(const qf_stage *stage, size_t index, uint64_t offset, size_t n);
+/* Copies `n` bytes at `from` of the open file `source` inside the kernel. False if the file systems
+ * cannot; nothing or a part has then been written. */
+bool qf_stage_copy(const qf_stage *stage, size_t index, uint64_t offset, int source, uint64_t from,
+                   uint64_t n);
 /* Syncs and renames everything. On failure before the point of no return nothing has changed. */
 qf_status qf_stage_commit(qf_stage *stage, qf_error *err);
 /* Releases the stage; without a commit, removes all that it made. */

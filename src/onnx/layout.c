@@ -113,7 +113,7 @@ static qf_status add_literal(layouter *l, int file, uint64_t offset, const void 
     if (!qf_grow((void **)&out->literals, &out->literal_cap, out->literal_count + 1,
                  sizeof *out->literals))
         return qf_fail_memory(l->err);
-    out->literals[out->literal_count++] = (qf_literal){file, offset, data, n};
+    out->literals[out->literal_count++] = (qf_literal){l->request->target, file, offset, data, n};
     return QF_OK;
 }
 

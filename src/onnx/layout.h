@@ -15,6 +15,7 @@
 #include "onnx/model.h"
 
 typedef struct qf_literal {
+    qf_target target;
     int file;
     uint64_t offset;
     const unsigned char *data;

@@ -102,9 +102,17 @@ static size_t quantize_bias(const bias_values *b, size_t repeat, const float *sc
 {
     const qf_kernels *k = qf_kernels_get();
     size_t n = (size_t)b->count;
-    if (repeat == 1)
-        return b->wide ? k->bias_f64(b->wide, n, scales, scale_count, q)
-                       : k->bias_f32(b->narrow, n, scales, scale_count, q);
+    if (repeat == 1) {
+        size_t round = scale_count == 1 ? n : scale_count;
+        for (size_t i = 0; i < n; i += round) {
+            size_t m = n - i < round ? n - i : round, each = scale_count == 1 ? 1 : m;
+            size_t done = b->wide ? k->bias_f64(b->wide + i, m, scales, each, q + i)
+                                  : k->bias_f32(b->narrow + i, m, scales, each, q + i);
+            if (done < m)
+                return i + done;
+        }
+        return n;
+    }
     for (size_t i = 0; i < n * repeat; i++) {
         const float *scale = scales + i % scale_count;
         size_t done = b->wide ? k->bias_f64(b->wide + i / repeat, 1, scale, 1, q + i)

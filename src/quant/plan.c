@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "exec/stage.h"
+#include "kernels.h"
 #include "passes/passes.h"
 
 /* ---- shared by the steps ---- */
@@ -204,7 +205,8 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
     if (!o->save_path)
         return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
     if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
-        (unsigned)o->external_layout > QF_LAYOUT_SINGLE || o->threads < 0)
+        (unsigned)o->external_layout > QF_LAYOUT_SINGLE || (unsigned)o->io > QF_IO_DIRECT ||
+        o->threads < 0)
         return qf_fail(err, QF_ERR_USAGE, "an export option is outside its range");
     return QF_OK;
 }
@@ -244,6 +246,10 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
         return qf_fail(err, QF_ERR_USAGE, "qf_plan_create: model, record and out must not be NULL");
     qf_export_options read;
     qf_status status = read_options(options, &read, err);
+    if (status == QF_OK && qf_kernels_refused())
+        status = qf_fail(err, QF_ERR_USAGE,
+                         "QUANTFOLD_ISA=%s names no instruction set that this machine runs",
+                         qf_kernels_refused());
     if (status != QF_OK)
         return status;
     qf_plan *plan = calloc(1, sizeof *plan);
