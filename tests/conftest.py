@@ -14,15 +14,23 @@ REPO = TESTS.parent
 for folder in (TESTS, TESTS / "golden", TESTS / "conformance", REPO / "datasets"):
     sys.path.insert(0, str(folder))
 
-from support import Quantfold  # noqa: E402
+from support import Pair, Quantfold  # noqa: E402
+
+
+def binary_from(variable: str) -> Path:
+    """The binary that an environment variable names, or what the build put into build/."""
+    binary = Path(os.environ.get(variable, REPO / "build" / "quantfold")).resolve()
+    if not binary.is_file():
+        pytest.fail(f"no binary at {binary}: build first, or set {variable}")
+    return binary
 
 
 @pytest.fixture(scope="session")
 def quantfold() -> Quantfold:
-    """The program under test: $QUANTFOLD_BIN, or what the build put into build/."""
-    binary = Path(os.environ.get("QUANTFOLD_BIN", REPO / "build" / "quantfold")).resolve()
-    if not binary.is_file():
-        pytest.fail(f"no binary at {binary}: build first, or set QUANTFOLD_BIN")
+    """The program under test, $QUANTFOLD_BIN; with $QUANTFOLD_BIN_OTHER, compared with that one."""
+    binary = binary_from("QUANTFOLD_BIN")
+    if "QUANTFOLD_BIN_OTHER" in os.environ:
+        return Pair(binary, binary_from("QUANTFOLD_BIN_OTHER"))
     return Quantfold(binary)
 
 

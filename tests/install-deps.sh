@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the build and, with "tests", the tests need and this machine lacks: Debian packages
-# by apt-get, Python packages into build/venv. Does nothing where all is there.
+# by apt-get, Python packages into build/venv, libraries for aarch64 into build/aarch64-sysroot. Does
+# nothing where all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 build_packages=(gcc libc6-dev meson ninja-build pkg-config protobuf-c-compiler libprotobuf-c-dev
                 libcjson-dev libxxhash-dev libonnx-dev python3)
 test_packages=(libcmocka-dev clang libomp-dev clang-format g++ libbenchmark-dev python3-venv)
+cross_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+sysroot_packages=(libprotobuf-c-dev libcjson-dev libxxhash-dev libcmocka-dev libgomp1)
 
 missing() { # missing PACKAGE...: those that dpkg does not know as installed
   local p
@@ -46,8 +49,40 @@ install_python() {
   echo "$sum" >"$stamp"
 }
 
+# The arm64 packages and all they depend on are unpacked, not installed. Each could be installed beside
+# the machine's own, but only after dpkg was told of a second architecture, and then only while both
+# architectures have the same versions: a change to someone's system that a test has no need of. apt-get
+# works on folders of its own here, so it needs no root either.
+install_aarch64_sysroot() {
+  local sysroot=$PWD/build/aarch64-sysroot wanted deb
+  local apt=$sysroot/apt place=$sysroot/meson.txt
+  wanted="# ${sysroot_packages[*]}
+[constants]
+sysroot = '$sysroot'"
+  [ -f "$place" ] && [ "$(cat "$place")" = "$wanted" ] && return 0
+  echo "unpacking into build/aarch64-sysroot: ${sysroot_packages[*]}"
+  rm -rf "$sysroot"
+  mkdir -p "$apt"/{state/lists,cache/archives}/partial
+  touch "$apt/state/status"
+  local get=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures::=arm64
+             -o Dir::State="$apt/state" -o Dir::State::status="$apt/state/status"
+             -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root)
+  "${get[@]}" update
+  "${get[@]}" install -y --no-install-recommends --download-only "${sysroot_packages[@]}" >/dev/null ||
+    { echo "install-deps: the package servers of this machine lack arm64 packages" >&2; exit 1; }
+  for deb in "$apt"/cache/archives/*.deb; do
+    dpkg-deb --extract "$deb" "$sysroot"
+  done
+  rm -rf "$apt"
+  echo "$wanted" >"$place"
+}
+
 install_debian "${build_packages[@]}"
 if [ "${1:-}" = tests ]; then
   install_debian "${test_packages[@]}"
   install_python
+  if [ "$(uname -m)" = x86_64 ]; then
+    install_debian "${cross_packages[@]}"
+    install_aarch64_sysroot
+  fi
 fi

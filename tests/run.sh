@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # All tests, as CI runs them: both compilers with warnings as errors, unit tests and Python tests of
-# the release build, then both again under AddressSanitizer and UBSan.
+# the release build, then both again under AddressSanitizer and UBSan, and at last, on x86-64, what an
+# aarch64 build does under emulation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -50,3 +51,23 @@ step "golden, conformance and fault tests: release build"
 
 step "golden, conformance and fault tests: sanitizers"
 QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large -q -p no:cacheprovider
+
+[ "$(uname -m)" = x86_64 ] || exit 0 # aarch64 itself has had its tests above
+
+step "build for aarch64"
+configure build-aarch64 \
+  --cross-file build/aarch64-sysroot/meson.txt --cross-file tests/cross/aarch64.txt
+ninja -C build-aarch64 --quiet
+
+step "unit tests: aarch64 under emulation"
+export OMP_NUM_THREADS=2
+meson test -C build-aarch64 --quiet --print-errorlogs
+
+step "golden and synthetic exports: aarch64 under emulation, each byte for byte as x86-64 writes it"
+emulated=build-aarch64/quantfold-emulated
+printf '#!/bin/sh\nexec qemu-aarch64 -L "%s" "%s" "$@"\n' \
+  "$PWD/build/aarch64-sysroot" "$PWD/build-aarch64/quantfold" >"$emulated"
+chmod +x "$emulated"
+QUANTFOLD_BIN=$emulated QUANTFOLD_BIN_OTHER=build/quantfold \
+  "$python" -m pytest tests/golden tests/conformance/test_synthetic.py -k "not threads_and_repetition" \
+  -q -p no:cacheprovider

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,28 @@ class Quantfold:
         result = self(*args, *extra, **options)
         if expect is not None:
             assert result.code == expect, f"exit {result.code}, not {expect}:\n{result.err[-4000:]}"
+        return result
+
+
+class Pair(Quantfold):
+    """A binary whose every export another one does too, and both must write the same bytes."""
+
+    def __init__(self, binary: Path, other: Path):
+        super().__init__(binary)
+        self.other = Quantfold(other)
+
+    def export(self, model, record, prefix, *extra, **options) -> Result:
+        """The other one goes first, elsewhere, as an export may replace its own input."""
+        folder, base = os.path.split(str(prefix))
+        with tempfile.TemporaryDirectory() as elsewhere:
+            elsewhere = Path(elsewhere)
+            again = os.path.join(elsewhere, base)
+            twin = self.other.export(model, record, again, *extra, **options | {"expect": None})
+            result = super().export(model, record, prefix, *extra, **options)
+            assert result.code == twin.code, f"exit {result.code}, the other {twin.code}"
+            for name, wanted in snapshot(elsewhere).items():
+                ours = Path(options.get("cwd", ""), folder, name)
+                assert ours.read_bytes() == wanted, f"{name} differs from the other binary's"
         return result
 
 
