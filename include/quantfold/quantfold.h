@@ -190,6 +190,18 @@ typedef enum qf_external_layout {
     QF_LAYOUT_SINGLE = 1
 } qf_external_layout;
 
+/* How the fake_quant model holds the integers of quantized weights. FLOAT: as float32, the
+ * reference's form. INT8: as int8 with a Cast behind it (and for LSTM and GRU, whose weights are
+ * dequantized, a Mul), a quarter of the bytes and the same numbers. SHARED: the same graph, and
+ * both models name the same .external file for every weight of 1 KiB or more whose int8 bytes are
+ * the deploy model's too (INT4 weights are packed there, so they are not); it needs both models and
+ * external data, so QF_EMIT_BOTH and not QF_EXTERNAL_NEVER. */
+typedef enum qf_fake_quant_weights {
+    QF_FAKE_QUANT_FLOAT = 0,
+    QF_FAKE_QUANT_INT8 = 1,
+    QF_FAKE_QUANT_SHARED = 2
+} qf_fake_quant_weights;
+
 /* One entry of a dynamic-axes request: dimension `axis` of graph input or output `tensor` becomes
  * symbolic. `label` NULL means the name the PyTorch exporter would give,
  * "<tensor>_dynamic_axes_<position in the list, from 1>". */
@@ -233,6 +245,10 @@ typedef struct qf_export_options {
     /* Plan without looking at the target folder: no check of free space, of files that exist, of
      * outputs that are inputs. */
     bool ignore_target;
+    /* Unused. What follows must lie behind the end of the older struct, whose size tells that it
+     * has no such field. */
+    unsigned char reserved[7];
+    qf_fake_quant_weights fake_quant_weights;
 } qf_export_options;
 /* Fills the first `size` bytes of an options struct with the defaults of this library. */
 QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);
