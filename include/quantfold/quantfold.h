@@ -195,6 +195,18 @@ typedef enum qf_external_layout {
  * where it cannot allocate space in advance. */
 typedef enum qf_io { QF_IO_AUTO = 0, QF_IO_PWRITE = 1, QF_IO_MMAP = 2, QF_IO_DIRECT = 3 } qf_io;
 
+/* How the fake_quant model holds the integers of quantized weights. FLOAT: as float32, the
+ * reference's form. INT8: as int8 with a Cast behind it (and for LSTM and GRU, whose weights are
+ * dequantized, a Mul), a quarter of the bytes and the same numbers. SHARED: the same graph, and
+ * both models name the same .external file for every weight of 1 KiB or more whose int8 bytes are
+ * the deploy model's too (INT4 weights are packed there, so they are not); it needs both models and
+ * external data, so QF_EMIT_BOTH and not QF_EXTERNAL_NEVER. */
+typedef enum qf_fake_quant_weights {
+    QF_FAKE_QUANT_FLOAT = 0,
+    QF_FAKE_QUANT_INT8 = 1,
+    QF_FAKE_QUANT_SHARED = 2
+} qf_fake_quant_weights;
+
 /* One entry of a dynamic-axes request: dimension `axis` of graph input or output `tensor` becomes
  * symbolic. `label` NULL means the name the PyTorch exporter would give,
  * "<tensor>_dynamic_axes_<position in the list, from 1>". */
@@ -238,15 +250,16 @@ typedef struct qf_export_options {
     /* Plan without looking at the target folder: no check of free space, of files that exist, of
      * outputs that are inputs. */
     bool ignore_target;
-    qf_io io;
-    /* Do not wait until the output is on disk before it is renamed into place. Faster, and safe
-     * against anything but a crash of the machine, which may leave files in place whose contents
-     * are lost. */
-    bool no_sync;
     /* Bytes of memory that the process may have resident while it writes, mapped parts of files
      * included; 0: a quarter of the machine's. Fewer threads and smaller buffers are used to keep
      * it; QF_ERR_INPUT if that is not enough. */
     uint64_t memory_limit;
+    qf_io io;
+    qf_fake_quant_weights fake_quant_weights;
+    /* Do not wait until the output is on disk before it is renamed into place. Faster, and safe
+     * against anything but a crash of the machine, which may leave files in place whose contents
+     * are lost. */
+    bool no_sync;
 } qf_export_options;
 /* Fills the first `size` bytes of an options struct with the defaults of this library. */
 QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);

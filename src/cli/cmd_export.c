@@ -19,6 +19,8 @@ static const char help[] =
     "  --external WHEN         auto (default), always, never: weights in .external files\n"
     "  --external-threshold N  bytes at which auto moves the largest weights out (2000000000)\n"
     "  --external-layout HOW   per-tensor (default), single: one page-aligned file a model\n"
+    "  --fake-quant-weights F  float (default, the reference's form), int8 (a quarter of the\n"
+    "                          bytes, cast in the graph), shared (int8 in files of both models)\n"
     "  --threads N             default: one a core\n"
     "  --io HOW                auto (default), pwrite, mmap, direct: how output is written\n"
     "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
@@ -50,6 +52,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"external", required_argument, NULL, 'x'},
                                              {"external-threshold", required_argument, NULL, 'X'},
                                              {"external-layout", required_argument, NULL, 'L'},
+                                             {"fake-quant-weights", required_argument, NULL, 'w'},
                                              {"threads", required_argument, NULL, 't'},
                                              {"io", required_argument, NULL, 'I'},
                                              {"fsync", no_argument, NULL, 'f'},
@@ -97,8 +100,13 @@ static bool set_choice(arguments *a, int option, const char *word)
     static const char *const whens[] = {"auto", "always", "never", NULL};
     static const char *const layouts[] = {"per-tensor", "single", NULL};
     static const char *const ios[] = {"auto", "pwrite", "mmap", "direct", NULL};
+    static const char *const forms[] = {"float", "int8", "shared", NULL};
     int i;
     switch (option) {
+    case 'w':
+        i = choose("fake-quant-weights", word, forms);
+        a->options.fake_quant_weights = (qf_fake_quant_weights)i;
+        break;
     case 'e':
         i = choose("emit", word, emits);
         a->options.emit = (qf_emit)i;

@@ -10,8 +10,8 @@
 #include "onnx/splice.h"
 
 enum {
-    PAGE = 4096,       /* alignment of tensors in a single external file */
-    ALWAYS_MIN = 1024, /* bytes: tensors below stay inline under QF_EXTERNAL_ALWAYS */
+    PAGE = 4096,  /* alignment of tensors in a single external file */
+    SMALL = 1024, /* bytes: tensors below stay inline under QF_EXTERNAL_ALWAYS and are not shared */
     NAME_LIMIT = NAME_MAX,
 };
 
@@ -272,10 +272,30 @@ static bool set_entry(qf_arena *arena, Onnx__StringStringEntryProto **slot, cons
     return e->key != NULL;
 }
 
-/* Moves a tensor's data into an external file and makes the TensorProto say so. */
-static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
+/* Makes the TensorProto say where its data lies, in place of a payload. */
+static bool refer_to(layouter *l, Onnx__TensorProto *tensor, int file, uint64_t offset,
+                     uint64_t length)
 {
     qf_arena *arena = l->out->arena;
+    tensor->external_data = qf_arena_array(arena, 3, sizeof *tensor->external_data);
+    if (!tensor->external_data ||
+        !set_entry(arena, &tensor->external_data[0], "location",
+                   qf_arena_strdup(arena, l->out->files[file].name)) ||
+        !set_entry(arena, &tensor->external_data[1], "offset",
+                   qf_arena_printf(arena, "%llu", (unsigned long long)offset)) ||
+        !set_entry(arena, &tensor->external_data[2], "length",
+                   qf_arena_printf(arena, "%llu", (unsigned long long)length)))
+        return false;
+    tensor->n_external_data = 3;
+    tensor->has_data_location = 1;
+    tensor->data_location = ONNX__TENSOR_PROTO__DATA_LOCATION__EXTERNAL;
+    qf_tensor_clear_payload(tensor);
+    return true;
+}
+
+/* Moves a tensor's data into an external file. */
+static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
+{
     size_t index = qf_tensor_payload(tensor);
     uint64_t length = l->payloads->items[index].raw_length, offset = 0;
     int file;
@@ -293,22 +313,31 @@ static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
             return status;
     }
     l->out->files[file].size = offset + length;
-
-    tensor->external_data = qf_arena_array(arena, 3, sizeof *tensor->external_data);
-    if (!tensor->external_data ||
-        !set_entry(arena, &tensor->external_data[0], "location",
-                   qf_arena_strdup(arena, l->out->files[file].name)) ||
-        !set_entry(arena, &tensor->external_data[1], "offset",
-                   qf_arena_printf(arena, "%llu", (unsigned long long)offset)) ||
-        !set_entry(arena, &tensor->external_data[2], "length",
-                   qf_arena_printf(arena, "%llu", (unsigned long long)length)))
-        return qf_fail_memory(l->err);
-    tensor->n_external_data = 3;
-    tensor->has_data_location = 1;
-    tensor->data_location = ONNX__TENSOR_PROTO__DATA_LOCATION__EXTERNAL;
     qf_status status = place(l, tensor, index, file, offset, true);
-    qf_tensor_clear_payload(tensor);
+    if (status == QF_OK && !refer_to(l, tensor, file, offset, length))
+        status = qf_fail_memory(l->err);
     return status;
+}
+
+static bool is_shared(const layouter *l, const Onnx__TensorProto *tensor)
+{
+    const qf_payload *p = payload_of(l, tensor);
+    return l->request->share_weights && p->kind == QF_PAYLOAD_JOB && p->raw_length >= SMALL &&
+           p->job->out[QF_DEPLOY].format == QF_FORMAT_INT8 &&
+           p->job->out[QF_FAKE_QUANT].format == QF_FORMAT_INT8;
+}
+
+/* Takes a shared weight from where the deploy model has it. */
+static qf_status take_from_deploy(layouter *l, Onnx__TensorProto *tensor)
+{
+    const qf_payload *p = payload_of(l, tensor);
+    const qf_job_output *there = &p->job->out[QF_DEPLOY];
+    if (!there->placed)
+        return qf_fail(l->err, QF_ERR_SYSTEM,
+                       "internal error: tensor '%s' is to be shared but has no place",
+                       p->job->tensor);
+    return refer_to(l, tensor, there->file, there->offset, p->raw_length) ? QF_OK
+                                                                          : qf_fail_memory(l->err);
 }
 
 /* Size of the tensor's field in its graph. */
@@ -368,10 +397,12 @@ static qf_status choose_external(layouter *l)
     for (size_t i = 0; i < l->tensor_count; i++) {
         Onnx__TensorProto *tensor = l->tensors[i];
         const qf_payload *p = payload_of(l, tensor);
-        bool chosen =
-            p->was_external || (r->external == QF_EXTERNAL_ALWAYS && p->raw_length >= ALWAYS_MIN);
+        bool shared = is_shared(l, tensor);
+        bool chosen = shared || p->was_external ||
+                      (r->external == QF_EXTERNAL_ALWAYS && p->raw_length >= SMALL);
         if (chosen && can_be_external(l, tensor)) {
-            qf_status status = make_external(l, tensor);
+            qf_status status = shared && r->target != QF_DEPLOY ? take_from_deploy(l, tensor)
+                                                                : make_external(l, tensor);
             if (status != QF_OK)
                 return status;
         }

@@ -52,6 +52,7 @@ qf_status qf_pass_strip_attributes(qf_pass *p);    /* op_data_type */
 qf_status qf_pass_fake_quant_rnn(qf_pass *p);      /* fake_quant: quantize X and initial_h */
 qf_status qf_pass_expand_quant(qf_pass *p);        /* fake_quant: AscendQuant -> ONNX operators */
 qf_status qf_pass_expand_dequant(qf_pass *p);      /* fake_quant: AscendDequant -> Mul */
+qf_status qf_pass_compact_weights(qf_pass *p);     /* fake_quant: floats of int8 weights */
 qf_status qf_pass_hoist_constants(qf_pass *p);     /* large Constant nodes -> initializers */
 
 /* ---- what passes share ---- */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Weights become the output of their jobs: int8 or packed int4 in deploy, float in fake_quant
- * (facts 4.3, 5.2). A tensor that other nodes use too is left to them; the layer gets its own. */
+ * (facts 4.3, 5.2), or int8 there too if asked (compact_weights.c makes floats of them). A tensor
+ * that other nodes use too is left to them; the layer gets its own. */
 #include "passes/passes.h"
 
 /* The Transpose before a layer's weight, of the layer's own: one that others read is cloned. */
@@ -21,19 +22,27 @@ static qf_node *own_transpose(qf_pass *p, qf_node *node)
     return clone;
 }
 
+static int32_t weight_type(const qf_pass *p, const qf_weight *w)
+{
+    if (p->target == QF_DEPLOY)
+        return w->deploy_type;
+    return w->job->out[QF_FAKE_QUANT].format == QF_FORMAT_INT8
+               ? ONNX__TENSOR_PROTO__DATA_TYPE__INT8
+               : ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT;
+}
+
 static bool set_weight(qf_pass *p, const qf_layer *layer, size_t which, qf_node *user, size_t input)
 {
     const qf_weight *w = &layer->weights[which];
     size_t self = (size_t)(layer - p->plan->layers);
-    bool deploy = p->target == QF_DEPLOY;
+    const int64_t *dims = p->target == QF_DEPLOY ? w->packed_dims : w->dims;
     if (w->owner != self) {
         qf_value *value = p->new_weights[2 * w->owner + which];
         p->new_weights[2 * self + which] = value;
         return qf_pass_share_constant(p, user, input, value);
     }
     Onnx__TensorProto *tensor =
-        qf_pass_payload_tensor(p, deploy ? w->deploy_type : ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT,
-                               deploy ? w->packed_dims : w->dims, w->rank, w->payload[p->target]);
+        qf_pass_payload_tensor(p, weight_type(p, w), dims, w->rank, w->payload[p->target]);
     const char *name = qf_pass_name(p, layer->name, which ? "recurrence_weight" : "weight");
     qf_value *value =
         tensor && name ? qf_pass_replace_constant(p, user, input, tensor, name) : NULL;

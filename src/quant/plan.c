@@ -75,7 +75,8 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_error *err)
                                  o->external,
                                  o->external_threshold,
                                  o->external_layout,
-                                 plan->model->files[0].path};
+                                 plan->model->files[0].path,
+                                 o->fake_quant_weights == QF_FAKE_QUANT_SHARED};
     qf_status status = open_prepared(plan, &linked, err);
     if (status != QF_OK)
         return status;
@@ -193,6 +194,21 @@ static qf_status check_space(const qf_plan *plan, qf_error *err)
 
 /* ---- creating ---- */
 
+static qf_status check_sharing(const qf_export_options *o, qf_error *err)
+{
+    if (o->fake_quant_weights != QF_FAKE_QUANT_SHARED)
+        return QF_OK;
+    if (o->emit != QF_EMIT_BOTH)
+        return qf_fail(err, QF_ERR_USAGE,
+                       "--fake-quant-weights shared needs both models; to write one of them "
+                       "(--emit), use --fake-quant-weights int8");
+    if (o->external == QF_EXTERNAL_NEVER)
+        return qf_fail(err, QF_ERR_USAGE,
+                       "--fake-quant-weights shared needs .external files; with --external never, "
+                       "use --fake-quant-weights int8");
+    return QF_OK;
+}
+
 /* Takes over what the caller's struct has; what it is too short for keeps its default. */
 static qf_status read_options(const qf_export_options *given, qf_export_options *o, qf_error *err)
 {
@@ -206,9 +222,9 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
         return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
     if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
         (unsigned)o->external_layout > QF_LAYOUT_SINGLE || (unsigned)o->io > QF_IO_DIRECT ||
-        o->threads < 0)
+        (unsigned)o->fake_quant_weights > QF_FAKE_QUANT_SHARED || o->threads < 0)
         return qf_fail(err, QF_ERR_USAGE, "an export option is outside its range");
-    return QF_OK;
+    return check_sharing(o, err);
 }
 
 static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec *io, qf_error *err)

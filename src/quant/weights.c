@@ -182,13 +182,27 @@ static bool choose_deploy_form(const qf_tensor_context *t, const Onnx__TensorPro
     return true;
 }
 
+/* Of the forms that layers use, integers go where the reference puts them, and so do floats. */
+static int field_for(qf_format format)
+{
+    bool floats = format == QF_FORMAT_FLOAT || format == QF_FORMAT_FLOAT_SCALED;
+    return floats ? QF_FIELD_FLOAT_DATA : QF_FIELD_RAW_DATA;
+}
+
+static qf_format fake_quant_format(const qf_tensor_context *t)
+{
+    if (t->plan->options.fake_quant_weights != QF_FAKE_QUANT_FLOAT)
+        return QF_FORMAT_INT8;
+    return qf_op_is_rnn(t->layer->op) ? QF_FORMAT_FLOAT_SCALED : QF_FORMAT_FLOAT;
+}
+
 /* Enters the job's results into the payload table and the job into the list of work. */
 static bool enter_job(const qf_tensor_context *t, qf_weight *w, bool was_external)
 {
     qf_plan *plan = t->plan;
     for (int target = 0; target < QF_TARGETS; target++) {
         qf_payload p = {.kind = QF_PAYLOAD_JOB,
-                        .field = target == QF_DEPLOY ? QF_FIELD_RAW_DATA : QF_FIELD_FLOAT_DATA,
+                        .field = field_for(w->job->out[target].format),
                         .span = w->job->source,
                         .raw_length = qf_job_bytes(w->job, w->job->out[target].format),
                         .job = w->job,
@@ -222,8 +236,7 @@ static qf_job *new_job(const qf_tensor_context *t, const Onnx__TensorProto *tens
                     .fold = folded ? source->job->fold : NULL,
                     .fold_div = 1,
                     .bits = t->layer->wts_bits};
-    job->out[QF_FAKE_QUANT].format =
-        qf_op_is_rnn(t->layer->op) ? QF_FORMAT_FLOAT_SCALED : QF_FORMAT_FLOAT;
+    job->out[QF_FAKE_QUANT].format = fake_quant_format(t);
     return job;
 }
 

@@ -177,13 +177,17 @@ static void test_shapes(void **state)
             if (formats[f] == QF_FORMAT_INT4_ROWS && rows % 2)
                 continue;
             for (int transposed = 0; transposed < 2; transposed++) {
-                for (int how = 0; how < 3; how++) { /* per tensor, per row, per column */
+                for (int variant = 0; variant < 6; variant++) {
+                    int how = variant % 3; /* per tensor, per row, per column */
+                    bool compact = variant >= 3;
                     if (transposed && how == 1)
                         continue;
                     qf_job job = job_for(x, rows, cols, f ? 4 : 8);
                     job.transposed = transposed;
                     job.out[0].format = formats[f];
-                    job.out[1].format = how == 1 ? QF_FORMAT_FLOAT_SCALED : QF_FORMAT_FLOAT;
+                    job.out[1].format = compact    ? QF_FORMAT_INT8
+                                        : how == 1 ? QF_FORMAT_FLOAT_SCALED
+                                                   : QF_FORMAT_FLOAT;
                     if (how) {
                         job.scales = scales;
                         job.scale_count = how == 1 ? rows : cols;
