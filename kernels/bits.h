@@ -48,7 +48,7 @@ static inline float qf_stored(const void *src, size_t i, qf_element type)
 }
 
 /* Infinities and NaNs have all exponent bits set. */
-static inline bool qf_nonfinite(float x)
+static inline uint32_t qf_nonfinite(float x)
 {
     return (qf_to_bits(x) & 0x7f800000u) == 0x7f800000u;
 }

@@ -21,7 +21,7 @@ static inline bool minmax(const void *x, size_t n, size_t step, float *min, floa
     bool bad = false;
     for (size_t i = 0; i < n; i++) {
         float v = qf_stored(x, i, QF_F32) + 0.0f; /* -0 becomes 0 */
-        bad |= qf_nonfinite(v);
+        bad |= qf_nonfinite(v) != 0;
         min[i * step] = v < min[i * step] ? v : min[i * step];
         max[i * step] = v > max[i * step] ? v : max[i * step];
     }
