@@ -317,14 +317,14 @@ def parse() -> argparse.Namespace:
     p.add_argument("--quiet-wait", type=float, help="wait at most so many seconds for idle cores")
     p.add_argument("--build", type=Path, default=REPO / "build")
     p.add_argument("--work", type=Path, help="scratch folder (default: BUILD/bench-data)")
-    p.add_argument("--to", type=Path, help="results (default: WORK/results/exports.json)")
+    p.add_argument("--to", type=Path, help="results (default: BUILD-results/exports.json)")
     p.add_argument("--keep", action="store_true", help="leave the models there")
     a = p.parse_args()
     a.rounds = a.rounds or (1 if a.quick else 5)
     a.scale = a.scale or (1 / 16 if a.quick else 1)
     a.quiet_wait = a.quiet_wait if a.quiet_wait is not None else (0 if a.quick else 60)
     a.work = (a.work or a.build / "bench-data").resolve()
-    a.to = a.to or a.work / "results" / "exports.json"
+    a.to = a.to or Path(f"{a.build}-results") / "exports.json"
     quick_sets = ["main", "linear", "small", "f16"]
     a.sets = a.sets.split(",") if a.sets != "all" else quick_sets if a.quick else list(SETS)
     return a

@@ -218,6 +218,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def save(path: Path, content: dict) -> None:
-    """Writes results for the chart and the page."""
+    """Writes results for the chart and the page, one run a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    head = json.dumps(content | {"runs": []}, indent=1)
+    runs = ",\n".join("  " + json.dumps(r) for r in content["runs"])
+    path.write_text(head.replace('"runs": []', f'"runs": [\n{runs}\n ]', 1) + "\n")
