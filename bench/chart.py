@@ -19,6 +19,7 @@ import export_tables
 import kernel_tables
 import peers
 
+SIDE_SETS = ("io", "limits")  # in the page's tables only
 WIDTH, LABELS, VALUES = 860, 300, 90  # of the picture, of the names, of the figures
 ROW, BAR = 20, 12
 STYLE = """
@@ -66,8 +67,8 @@ def export_panel(result: dict) -> Panel:
     """Exports against the copier."""
     bars = []
     for row in export_tables.rows(result):
-        _, model, variant, durable, threads = row.key
-        if row.copier and threads == result["about"]["cores"]:
+        group, model, variant, durable, threads = row.key
+        if group not in SIDE_SETS and row.copier and threads == result["about"]["cores"]:
             written = export_tables.written_as(durable)
             label = f"{model} {variant}, {written}"
             bars.append(bar(label, row.against(row.copier), "a" if durable else "b"))

@@ -89,7 +89,7 @@ def row_cells(row: Row, result: dict) -> list[str]:
     group, model, variant, durable, threads = row.key
     in_bytes = result["models"][model]["in_bytes"]
     return [
-        f"{model} {variant}",
+        f"{group}: {model} {variant}",
         "durable" if durable else "cached",
         str(threads),
         f"{in_bytes / GIB:.2f} -> {row.out_bytes / GIB:.2f}",
@@ -103,8 +103,8 @@ def row_cells(row: Row, result: dict) -> list[str]:
 
 
 HEAD = [
-    "model and output",
-    "written",
+    "set: model, what is written",
+    "to",
     "threads",
     "GiB in -> out",
     "s",
@@ -202,6 +202,27 @@ def tensor_rate(all_rows: dict[Key, Row], models: dict[str, dict]) -> list[Findi
     return out
 
 
+def opening(all_rows: dict[Key, Row]) -> list[Finding]:
+    """Opening the model of many gigabytes."""
+    out = []
+    for (_, model, variant, _, _), row in all_rows.items():
+        if variant == "inspect" and model.startswith("f32-8g"):
+            value = spread([s * 1e3 for s in row.seconds.values()])
+            out.append(Finding(f"opening {model}: milliseconds", value, "< 50"))
+            peak = spread([row.peak_rss / MIB])
+            out.append(Finding(f"opening {model}: MiB resident", peak, "< 32"))
+    return out
+
+
+def memory(all_rows: dict[Key, Row]) -> list[Finding]:
+    """The most anonymous memory that any export took."""
+    exports = [r.peak_anon / MIB for k, r in all_rows.items() if k[2] != "inspect"]
+    if not exports:
+        return []
+    worst = spread(exports)
+    return [Finding("anonymous MiB of all exports", worst, "<= 64 and a little a thread")]
+
+
 def findings(result: dict) -> list[Finding]:
     """Everything that is derived from more than one case."""
     all_rows = {r.key: r for r in rows(result)}
@@ -210,6 +231,8 @@ def findings(result: dict) -> list[Finding]:
         lambda: compact(all_rows),
         lambda: linearity(all_rows, models),
         lambda: tensor_rate(all_rows, models),
+        lambda: opening(all_rows),
+        lambda: memory(all_rows),
         lambda: scaling(all_rows),
     ]
     return [f for part in parts for f in part()]

@@ -44,7 +44,7 @@ def cpu_model() -> str:
 
 def file_system(folder: Path) -> str:
     """The type of the file system that holds a folder."""
-    command = ["stat", "-f", "-c", "%T", str(folder)]
+    command = ["findmnt", "-n", "-o", "FSTYPE", "-T", str(folder)]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
