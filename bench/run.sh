@@ -4,9 +4,9 @@
 #
 #   bench/run.sh [--quick] [--keep] [--cold] [--sets main,linear,...]
 #
-# A full run wants a quiet machine, an hour or two, 24 GiB of memory and 30 GB of disk; its JSON goes to
-# bench/results, its page to docs/benchmarks.md. --quick is a smoke run of small models and few rounds
-# that leaves everything in BUILD-results. --keep leaves the models and outputs in $WORK.
+# A full run wants a quiet machine, two or three hours, 24 GiB of memory and 30 GB of disk; its JSON
+# goes to bench/results, its page to docs/benchmarks.md. --quick is a smoke run of small models and
+# few rounds that leaves everything in BUILD-results. --keep leaves models and outputs in $WORK.
 #
 # Environment: BUILD (build folder), WORK (scratch data, default: $BUILD/bench-data), PYTHON (default:
 # the tests' environment), TORCH_PYTHON (a Python with torch), LLAMA_QUANTIZE (llama.cpp's quantizer),
