@@ -14,12 +14,9 @@ enum {
      * source, of which a run of at least TURNED_BLOCK / TURNED_COLS elements is read. */
     TURNED_BLOCK = 1024 * 1024,
     TURNED_COLS = 8192,
-    /* Bytes of the source that a transposed block may have mapped at once, and what the kernel maps
-     * around a place that is read. */
-    TURNED_MAPPED = 128 * 1024 * 1024,
-    FAULT_AROUND = 64 * 1024,
-    GATHER = 1024, /* elements whose scales are written out side by side */
-    SHORT_RUN = 64 /* elements: shorter runs of one scale are gathered */
+    TURNED_MAPPED = 128 * 1024 * 1024, /* bytes of the source that a stripe of columns takes */
+    GATHER = 1024,                     /* elements whose scales are written out side by side */
+    SHORT_RUN = 64                     /* elements: shorter runs of one scale are gathered */
 };
 
 /* A part of the output matrix. */
@@ -78,8 +75,8 @@ static void block_shape(const qf_job *job, uint64_t *rows, uint64_t *cols)
 {
     uint64_t budget = job->transposed ? TURNED_BLOCK : BLOCK, limit = budget / 2;
     if (job->transposed) {
-        uint64_t mapped = at_most(job->rows * source_width(job), FAULT_AROUND);
-        limit = at_most(TURNED_COLS, TURNED_MAPPED / mapped);
+        limit = at_most(TURNED_COLS, TURNED_MAPPED / (job->rows * source_width(job)));
+        limit = limit > 2 ? limit & ~(uint64_t)1 : 2;
     }
     *cols = job->cols;
     if (*cols > limit && !(job->cols % 2 && has_format(job, QF_FORMAT_INT4_FLAT)))
@@ -131,13 +128,25 @@ qf_range qf_job_reads(const qf_job *job, uint64_t first, uint64_t count)
     return (qf_range){from * width, (to - from) * width};
 }
 
+qf_range qf_job_leaves(const qf_job *job, uint64_t first, uint64_t count)
+{
+    uint64_t rows, cols;
+    if (!job->transposed)
+        return qf_job_reads(job, first, count);
+    block_shape(job, &rows, &cols);
+    uint64_t down = divide_up(job->rows, rows), from = first / down, to = (first + count) / down;
+    if (from == to)
+        return (qf_range){0};
+    return qf_job_reads(job, from * down, (to - from) * down);
+}
+
 uint64_t qf_job_mapped(const qf_job *job)
 {
     uint64_t rows, cols;
     if (!job->transposed || !job->rows || !job->cols)
         return 0;
     block_shape(job, &rows, &cols);
-    return cols * at_most(job->rows * source_width(job), FAULT_AROUND);
+    return cols * job->rows * source_width(job);
 }
 
 uint64_t qf_copy_blocks(const qf_copy *copy)

@@ -17,13 +17,12 @@
 #include "exec/writer.h"
 
 enum {
-    SMALL = 256 * 1024,             /* bytes of output: below, a piece is batched with others */
-    ITEM = 4 * 1024 * 1024,         /* bytes of a model's file that a thread makes at a time */
-    ITEM_SOURCE = 16 * 1024 * 1024, /* and of the source that it reads for them, at most */
-    DROP_BYTES = 1024 * 1024,
+    SMALL = 256 * 1024,     /* bytes of output: below, a piece is batched with others */
+    ITEM = 4 * 1024 * 1024, /* bytes of a model's file that a thread makes at a time */
+    STEP = 4 * 1024 * 1024, /* bytes of the source that a thread reads before it lets go of them */
     KERNEL_COPY = 1024 * 1024, /* bytes: shorter copies are not worth a system call of theirs */
     ROOM_LEAST = 2 * QF_ROOM,
-    SCRATCH = 2 * 1024 * 1024, /* bytes a thread needs besides its buffers, generously */
+    SCRATCH = 4 * 1024 * 1024, /* bytes a thread needs besides its buffers, generously */
     IO_THREADS = 2, /* threads a core in direct I/O, where one waits while the other calculates */
 };
 static const uint64_t direct_from = 32 * 1024 * 1024; /* bytes of output */
@@ -38,8 +37,9 @@ typedef struct item {
 /* How much the run works with at once. */
 typedef struct scale {
     int threads;
-    size_t room;          /* of a buffer */
-    uint64_t out, source; /* bytes of an item */
+    size_t room;   /* of a buffer */
+    uint64_t out;  /* bytes of an item in one model */
+    uint64_t step; /* bytes of the source */
 } scale;
 
 typedef struct run {
@@ -64,6 +64,8 @@ typedef struct worker {
     run *run;
     qf_writer writer;
     qf_scratch scratch;
+    unsigned char *input; /* what was read past the page cache */
+    size_t input_room;
 } worker;
 
 qf_io qf_io_choose(qf_io wanted, bool synced, uint64_t bytes)
@@ -149,7 +151,7 @@ static uint64_t resident_now(void)
 /* The most that a block of a transposed job has mapped at once, and an item of any other. */
 static uint64_t mapped_at_once(const run *r, const scale *s)
 {
-    uint64_t most = s->source;
+    uint64_t most = s->step;
     for (size_t i = 0; i < r->work->job_count; i++) {
         uint64_t n = qf_job_mapped(r->work->jobs[i]);
         most = n > most ? n : most;
@@ -166,7 +168,7 @@ static qf_status fit_memory(run *r)
     scale *s = &r->scale;
     s->threads = (w->threads > 0 ? w->threads : omp_get_max_threads()) * (direct ? IO_THREADS : 1);
     s->room = qf_writer_room(w->io);
-    s->source = ITEM_SOURCE;
+    s->step = STEP;
     if (!limit) {
         limit = (uint64_t)sysconf(_SC_PHYS_PAGES) / 4 * (uint64_t)sysconf(_SC_PAGESIZE);
         resident = resident < limit / 2 ? resident : limit / 2; /* the host program's own */
@@ -174,12 +176,12 @@ static qf_status fit_memory(run *r)
     for (;;) {
         uint64_t each = QF_TARGETS * (s->room + QF_DIRECT_ALIGN) + SCRATCH + mapped_at_once(r, s);
         uint64_t need = resident + each * (uint64_t)s->threads;
-        s->out = s->room > ITEM ? s->room : ITEM;
+        s->out = direct ? 2 * s->room : s->room > ITEM ? s->room : ITEM;
         if (need <= limit)
             return QF_OK;
-        if (s->room > ROOM_LEAST || s->source > ROOM_LEAST) {
+        if (s->room > ROOM_LEAST || s->step > ROOM_LEAST) {
             s->room = s->room / 2 > ROOM_LEAST ? s->room / 2 : ROOM_LEAST;
-            s->source = s->source / 2 > ROOM_LEAST ? s->source / 2 : ROOM_LEAST;
+            s->step = s->step / 2 > ROOM_LEAST ? s->step / 2 : ROOM_LEAST;
         } else if (s->threads > 1) {
             s->threads--;
         } else {
@@ -206,13 +208,8 @@ static bool add_item(run *r, item it)
 /* Splits a large piece at multiples of its blocks. */
 static bool add_large(run *r, uint32_t at, uint64_t bytes, uint64_t largest)
 {
-    qf_piece p = r->pieces[at];
-    uint64_t blocks = block_count(r, p), source = largest;
-    if (p.kind == QF_PIECE_JOB)
-        source = job_of(r, p)->source.length;
-    uint64_t by_out = r->scale.out / (largest / blocks + 1) + 1;
-    uint64_t by_source = r->scale.source / (source / blocks + 1) + 1;
-    uint64_t step = by_out < by_source ? by_out : by_source;
+    uint64_t blocks = block_count(r, r->pieces[at]);
+    uint64_t step = r->scale.out / (largest / blocks + 1) + 1;
     for (uint64_t first = 0; first < blocks; first += step) {
         uint64_t n = blocks - first < step ? blocks - first : step;
         uint64_t share = bytes / blocks * n + (first + n == blocks ? bytes % blocks : 0);
@@ -292,44 +289,47 @@ static qf_status prepare(run *r)
 
 /* ---- the source ---- */
 
-/* What an item reads, as far as it lies in one stretch of one file. */
-static bool reads(const run *r, const item *it, const unsigned char **from, uint64_t *length)
+static const qf_span *span_of(const run *r, qf_piece p)
 {
-    qf_piece p = r->pieces[it->piece];
-    if (!it->count || index_of(r, p)->offsets)
-        return false;
-    qf_range range = p.kind == QF_PIECE_JOB ? qf_job_reads(job_of(r, p), it->first, it->count)
-                                            : qf_copy_reads(copy_of(r, p), it->first, it->count);
-    *from = (p.kind == QF_PIECE_JOB ? job_of(r, p)->source.data : copy_of(r, p)->source.data) +
-            range.offset;
-    *length = range.length;
-    return true;
+    return p.kind == QF_PIECE_JOB ? &job_of(r, p)->source : &copy_of(r, p)->source;
 }
 
-/* Advises on the whole pages of what an item reads. Pages behind the sweep count as ours until they
- * are dropped; they are clean, so dropping costs nothing but a fault if a neighbour is still to be
- * read. */
-static void advise(const run *r, size_t i, int advice)
+static qf_range reads(const run *r, qf_piece p, uint64_t first, uint64_t count)
 {
-    const unsigned char *data;
-    uint64_t length;
+    return p.kind == QF_PIECE_JOB ? qf_job_reads(job_of(r, p), first, count)
+                                  : qf_copy_reads(copy_of(r, p), first, count);
+}
+
+/* Advises on the whole pages of a part of a span. */
+static void advise(const qf_span *span, qf_range range, int advice)
+{
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    if (i >= r->count || !reads(r, &r->items[i], &data, &length))
-        return;
-    uintptr_t from = ((uintptr_t)data + page - 1) & ~(page - 1);
-    uintptr_t to = ((uintptr_t)data + length) & ~(page - 1);
-    if (to > from && to - from >= DROP_BYTES)
+    uintptr_t from = ((uintptr_t)span->data + range.offset + page - 1) & ~(page - 1);
+    uintptr_t to = ((uintptr_t)span->data + range.offset + range.length) & ~(page - 1);
+    if (to > from)
         madvise((void *)from, to - from, advice);
 }
 
-/* ---- running items ---- */
+/* Whether a part of a span is in the page cache, by a few of its pages. */
+static bool is_cached(const qf_span *span, qf_range range)
+{
+    enum { SAMPLES = 8 };
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    int found = 0;
+    for (uint64_t i = 0; i < SAMPLES; i++) {
+        unsigned char in_core = 1;
+        uintptr_t at = (uintptr_t)span->data + range.offset + range.length / SAMPLES * i;
+        found += mincore((void *)(at & ~(page - 1)), 1, &in_core) != 0 || (in_core & 1);
+    }
+    return found * 2 > SAMPLES;
+}
 
-/* A file that a span lies in, opened once more; -1 if it is not the same any more. */
-static int open_source(const qf_work *w, const qf_span *span)
+/* The file that a span lies in, opened once more; -1 if it is not the same any more. */
+static int open_source(const qf_work *w, const qf_span *span, int flags)
 {
     const qf_file *f = &w->sources[span->file];
     struct stat st;
-    int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags);
     if (fd >= 0 && (fstat(fd, &st) != 0 || st.st_dev != f->device || st.st_ino != f->inode)) {
         close(fd);
         fd = -1;
@@ -337,12 +337,35 @@ static int open_source(const qf_work *w, const qf_span *span)
     return fd;
 }
 
+/* Reads a part of a span past the page cache into the worker's buffer. NULL if that does not work;
+ * the mapping always does. */
+static const unsigned char *fetch(worker *k, int fd, const qf_span *span, qf_range range)
+{
+    uint64_t from = span->offset + range.offset, start = from - from % QF_DIRECT_ALIGN;
+    size_t need = (size_t)(from + range.length - start);
+    size_t room = (need + QF_DIRECT_ALIGN - 1) / QF_DIRECT_ALIGN * QF_DIRECT_ALIGN, got = 0;
+    if (room > k->input_room) {
+        free(k->input);
+        k->input = aligned_alloc(QF_DIRECT_ALIGN, room);
+        k->input_room = k->input ? room : 0;
+    }
+    while (k->input && got < need) {
+        ssize_t n = pread(fd, k->input + got, room - got, (off_t)(start + got));
+        if (n <= 0)
+            return NULL;
+        got += (size_t)n;
+    }
+    return k->input ? k->input + (from - start) : NULL;
+}
+
+/* ---- running items ---- */
+
 /* Moves a large copy inside the kernel. False if that did not work. */
 static bool copy_in_kernel(worker *k, const qf_copy *copy, const item *it)
 {
     qf_range range = qf_copy_reads(copy, it->first, it->count);
     bool moved = k->writer.io == QF_IO_PWRITE && !copy->decode && range.length >= KERNEL_COPY;
-    int fd = moved ? open_source(k->run->work, &copy->source) : -1;
+    int fd = moved ? open_source(k->run->work, &copy->source, 0) : -1;
     moved = moved && fd >= 0;
     for (int t = 0; moved && t < QF_TARGETS; t++) {
         const qf_job_output *out = &copy->out[t];
@@ -355,43 +378,84 @@ static bool copy_in_kernel(worker *k, const qf_copy *copy, const item *it)
     return moved;
 }
 
-static qf_status run_blocks(worker *k, qf_piece p, uint64_t first, uint64_t count, qf_error *err)
+/* Runs blocks of a piece; `data`, unless NULL, holds what they read of the source. */
+static qf_status run_blocks(worker *k, qf_piece p, uint64_t first, uint64_t count,
+                            const unsigned char *data, qf_error *err)
 {
     const run *r = k->run;
     qf_sink sink = qf_writer_sink(&k->writer);
     qf_status status = QF_OK;
+    qf_job job;
+    qf_copy copy;
+    /* where the span would begin if all of it were there */
+    uintptr_t moved = data ? (uintptr_t)data - reads(r, p, first, count).offset : 0;
+    if (p.kind == QF_PIECE_JOB)
+        job = *job_of(r, p);
+    else
+        copy = *copy_of(r, p);
+    if (data && p.kind == QF_PIECE_JOB)
+        job.source.data = (const unsigned char *)moved;
+    else if (data)
+        copy.source.data = (const unsigned char *)moved;
     for (uint64_t b = first; status == QF_OK && b < first + count; b++)
         status = p.kind == QF_PIECE_JOB
-                     ? qf_job_run_block(job_of(r, p), index_of(r, p), b, &k->scratch, &sink, err)
-                     : qf_copy_run_block(copy_of(r, p), index_of(r, p), b, &sink, err);
+                     ? qf_job_run_block(&job, index_of(r, p), b, &k->scratch, &sink, err)
+                     : qf_copy_run_block(&copy, index_of(r, p), b, &sink, err);
     return status;
 }
 
-static qf_status run_piece(worker *k, qf_piece p, qf_error *err)
+/* Runs the blocks of a large item in steps. The source is read from its mapping if it is in the
+ * page cache or will be, else past the cache if output goes there too. Pages behind the sweep count
+ * as ours until they are dropped; they are clean, so dropping costs nothing but a fault if a
+ * neighbour is still to be read. */
+static qf_status run_large(worker *k, const item *it, qf_error *err)
+{
+    const run *r = k->run;
+    qf_piece p = r->pieces[it->piece];
+    const qf_span *span = span_of(r, p);
+    bool plain = !index_of(r, p)->offsets,
+         turned = p.kind == QF_PIECE_JOB && job_of(r, p)->transposed;
+    qf_range all = reads(r, p, it->first, it->count);
+    uint64_t step = r->scale.step / (all.length / it->count + 1) + 1;
+    int fd = -1;
+    if (plain && !turned && k->writer.io == QF_IO_DIRECT && !is_cached(span, all))
+        fd = open_source(r->work, span, O_DIRECT);
+    if (plain && fd < 0 && !is_cached(span, all))
+        advise(span, all, MADV_WILLNEED);
+    qf_status status = QF_OK;
+    for (uint64_t done = 0; status == QF_OK && done < it->count; done += step) {
+        uint64_t first = it->first + done, n = it->count - done < step ? it->count - done : step;
+        const unsigned char *data = fd < 0 ? NULL : fetch(k, fd, span, reads(r, p, first, n));
+        status = run_blocks(k, p, first, n, data, err);
+        if (plain && !data)
+            advise(span, turned ? qf_job_leaves(job_of(r, p), first, n) : reads(r, p, first, n),
+                   MADV_DONTNEED);
+    }
+    if (fd >= 0)
+        close(fd);
+    return status;
+}
+
+static qf_status run_small(worker *k, qf_piece p, qf_error *err)
 {
     if (p.kind != QF_PIECE_LITERAL)
-        return run_blocks(k, p, 0, block_count(k->run, p), err);
+        return run_blocks(k, p, 0, block_count(k->run, p), NULL, err);
     const qf_literal *l = &k->run->work->layout->literals[p.index];
     return qf_writer_put(&k->writer, l->target, l->file, l->offset, l->data, l->length, err);
 }
 
-static qf_status run_item(worker *k, size_t i, qf_error *err)
+static qf_status run_item(worker *k, const item *it, qf_error *err)
 {
     const run *r = k->run;
-    const item *it = &r->items[i];
     const qf_copy *copy = copy_of(r, r->pieces[it->piece]);
     qf_status status = QF_OK;
-    advise(r, i + (size_t)r->scale.threads, MADV_WILLNEED);
     if (it->count && copy && copy_in_kernel(k, copy, it))
         return QF_OK;
     if (it->count)
-        status = run_blocks(k, r->pieces[it->piece], it->first, it->count, err);
-    for (uint32_t p = 0; !it->count && status == QF_OK && p < it->pieces; p++)
-        status = run_piece(k, r->pieces[it->piece + p], err);
-    if (status == QF_OK)
-        status = qf_writer_flush(&k->writer, err);
-    advise(r, i, MADV_DONTNEED);
-    return status;
+        status = run_large(k, it, err);
+    for (uint32_t i = 0; !it->count && status == QF_OK && i < it->pieces; i++)
+        status = run_small(k, r->pieces[it->piece + i], err);
+    return status == QF_OK ? qf_writer_flush(&k->writer, err) : status;
 }
 
 /* Only the calling thread reports, so that callers need no locks. */
@@ -419,6 +483,16 @@ static void note_failure(run *r, size_t i, qf_status status, const qf_error *err
     omp_unset_lock(&r->lock);
 }
 
+/* Behind the sweep, when no direct write is under way any more. */
+static void finish_worker(worker *k)
+{
+    run *r = k->run;
+    qf_error err;
+    qf_status status = atomic_load(&r->stop) ? QF_OK : qf_writer_finish(&k->writer, &err);
+    if (status != QF_OK)
+        note_failure(r, r->count, status, &err);
+}
+
 static void sweep(run *r)
 {
 #pragma omp parallel num_threads(r->scale.threads)
@@ -436,13 +510,15 @@ static void sweep(run *r)
             if (atomic_load(&r->stop))
                 continue;
             report(r, &r->items[i], &last);
-            qf_status status = run_item(&k, i, &err);
+            qf_status status = run_item(&k, &r->items[i], &err);
             if (status != QF_OK)
                 note_failure(r, i, status, &err);
             atomic_fetch_add(&r->done, r->items[i].bytes);
         }
+        finish_worker(&k);
         qf_writer_release(&k.writer);
         qf_scratch_release(&k.scratch);
+        free(k.input);
         fesetenv(&host);
     }
 }

@@ -11,6 +11,8 @@ enum {
     DIRECT_ROOM = 8 * 1024 * 1024,
     MMAP_ROOM = 4 * 1024 * 1024,
     DIRECT_LEAST = 256 * 1024, /* bytes: shorter pieces go through the page cache */
+    LATER_MOST = 64 * 1024,    /* bytes: longer ones are not put off */
+    LATER_ROOM = 2 * 1024 * 1024,
     KEEP_APART = 16 * 1024, /* bytes: a piece that long is worth a write of its own to be aligned */
 };
 
@@ -26,18 +28,58 @@ void qf_writer_init(qf_writer *writer, const qf_stage *stage, qf_io io, size_t r
 
 /* ---- writing what is gathered ---- */
 
-static qf_status write_buffered(const qf_writer *w, const qf_slot *s, size_t from, size_t to,
+/* What stands before the bytes of a write that was put off. */
+typedef struct later {
+    uint64_t offset;
+    size_t length;
+    int file;
+} later;
+
+qf_status qf_writer_finish(qf_writer *w, qf_error *err)
+{
+    qf_status status = QF_OK;
+    for (size_t at = 0; status == QF_OK && at < w->later_used;) {
+        later l;
+        memcpy(&l, w->later + at, sizeof l);
+        at += sizeof l;
+        status = qf_stage_write(w->stage, (size_t)l.file, l.offset, w->later + at, l.length, err);
+        at += l.length;
+    }
+    w->later_used = 0;
+    return status;
+}
+
+static qf_status put_off(qf_writer *w, int file, uint64_t offset, const void *data, size_t n,
+                         qf_error *err)
+{
+    const later l = {offset, n, file};
+    if (!w->later)
+        w->later = malloc(LATER_ROOM);
+    if (!w->later)
+        return qf_fail_memory(err);
+    qf_status status = QF_OK;
+    if (LATER_ROOM - w->later_used < sizeof l + n)
+        status = qf_writer_finish(w, err);
+    memcpy(w->later + w->later_used, &l, sizeof l);
+    memcpy(w->later + w->later_used + sizeof l, data, n);
+    w->later_used += sizeof l + n;
+    return status;
+}
+
+static qf_status write_buffered(qf_writer *w, const qf_slot *s, size_t from, size_t to,
                                 qf_error *err)
 {
+    const unsigned char *data = s->buffer + s->lead + from;
     if (from == to)
         return QF_OK;
-    return qf_stage_write(w->stage, (size_t)s->file, s->offset + from, s->buffer + s->lead + from,
-                          to - from, err);
+    if (w->io == QF_IO_DIRECT && to - from <= LATER_MOST)
+        return put_off(w, s->file, s->offset + from, data, to - from, err);
+    return qf_stage_write(w->stage, (size_t)s->file, s->offset + from, data, to - from, err);
 }
 
 /* Writes all whole blocks of a slot directly; its ends are written too unless `more` follows, in
  * which case what is left of a block at the end stays for later. Returns how much was written. */
-static size_t write_direct(const qf_writer *w, const qf_slot *s, bool more, qf_status *status,
+static size_t write_direct(qf_writer *w, const qf_slot *s, bool more, qf_status *status,
                            qf_error *err)
 {
     size_t head = (size_t)((PAGE - s->offset % PAGE) % PAGE);
@@ -178,4 +220,5 @@ void qf_writer_release(qf_writer *writer)
         else
             free(s->buffer);
     }
+    free(writer->later);
 }

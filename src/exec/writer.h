@@ -5,7 +5,8 @@
  *
  *   PWRITE  a buffer that stays in the second-level cache, written into the page cache
  *   DIRECT  a large buffer, written past the page cache; the ragged ends of a piece, which share a
- *           file system block with their neighbours, go through the page cache
+ *           file system block with their neighbours, go through the page cache, many at once,
+ *           because such a write waits for all direct ones to the file and holds up the next
  *   MMAP    no buffer: a window of the output file itself
  */
 #ifndef QF_EXEC_WRITER_H
@@ -29,6 +30,9 @@ typedef struct qf_writer {
     qf_io io;    /* not AUTO */
     size_t room; /* bytes of a buffer or window */
     qf_slot slots[QF_TARGETS];
+    /* DIRECT: short writes put off, each a header (writer.c) and its bytes. */
+    unsigned char *later;
+    size_t later_used;
 } qf_writer;
 
 /* Bytes that buffers or windows take in a thread for each target, if nothing forces less. */
@@ -40,8 +44,10 @@ qf_sink qf_writer_sink(qf_writer *writer);
 /* Puts bytes that lie in memory in their place, of any number. */
 qf_status qf_writer_put(qf_writer *writer, qf_target target, int file, uint64_t offset,
                         const void *data, size_t n, qf_error *err);
-/* Writes all that is gathered. */
+/* Writes all that the slots have gathered, or puts short ends off. */
 qf_status qf_writer_flush(qf_writer *writer, qf_error *err);
+/* Writes what was put off. */
+qf_status qf_writer_finish(qf_writer *writer, qf_error *err);
 /* Releases the buffers; what was not flushed is lost. */
 void qf_writer_release(qf_writer *writer);
 
