@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/spill.h"
+
 /* Opens without blocking, so that a FIFO given by mistake is an error and not a hang. A path that
  * names nothing is the caller's mistake; anything else is the system's refusal. */
 static qf_status open_regular(const char *path, const char *what, int *fd, struct stat *st,
@@ -89,7 +91,7 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
                           (unsigned long long)st.st_size, (unsigned long long)max);
     }
     size_t size = (size_t)st.st_size, got = 0;
-    char *text = malloc(size + 1);
+    char *text = qf_spill_alloc(size + 1);
     if (!text) {
         close(fd);
         return qf_fail_memory(err);
@@ -100,7 +102,7 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
             continue;
         if (n <= 0) {
             int e = errno;
-            free(text);
+            qf_spill_free(text);
             close(fd);
             if (n < 0)
                 return qf_fail_errno(err, path, e, "cannot read the %s", what);

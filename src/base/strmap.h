@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct qf_strmap_slot {
     const char *key; /* NULL: empty */
@@ -14,6 +15,7 @@ typedef struct qf_strmap_slot {
 /* Zero-initialise to start. */
 typedef struct qf_strmap {
     qf_strmap_slot *slots;
+    uint32_t *hashes; /* of the slots' keys, 0: empty; a search reads no key but the one it wants */
     size_t cap, used;
 } qf_strmap;
 

@@ -2,6 +2,7 @@
 /* Linking a model into nodes and values. */
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/graph.h"
 
 typedef struct builder {
@@ -106,7 +107,8 @@ static qf_status add_node(builder *b, qf_graph *g, size_t index)
 {
     qf_ir *ir = b->ir;
     qf_node *node = qf_arena_alloc(ir->arena, sizeof *node);
-    if (!node || !qf_grow((void **)&ir->by_id, &ir->node_cap, ir->node_count + 1, sizeof node))
+    if (!node ||
+        !qf_table_grow((void **)&ir->by_id, &ir->node_cap, ir->node_count + 1, sizeof node))
         return qf_fail_memory(b->err);
     node->proto = g->proto->node[index];
     node->graph = g;

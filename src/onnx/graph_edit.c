@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/graph.h"
 
 void qf_ir_release(qf_ir *ir)
@@ -14,7 +15,7 @@ void qf_ir_release(qf_ir *ir)
     qf_strmap_release(&ir->value_names);
     qf_strmap_release(&ir->suffixes);
     free(ir->graphs);
-    free(ir->by_id);
+    qf_spill_free(ir->by_id);
     *ir = (qf_ir){0};
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/external.h"
 #include "onnx/scan.h"
 #include "quant/inspect.h"
@@ -31,7 +32,7 @@ qf_status qf_skeleton_pack(const Onnx__ModelProto *model, unsigned char **out, s
                            qf_error *err)
 {
     *length = onnx__model_proto__get_packed_size(model);
-    *out = malloc(*length ? *length : 1);
+    *out = qf_spill_alloc(*length);
     if (!*out)
         return qf_fail_memory(err);
     onnx__model_proto__pack(model, *out);
@@ -186,7 +187,7 @@ qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
         status = qf_model_each_tensor(model->proto, measure_raw, model);
     if (status == QF_OK) {
         /* from here on the skeleton also carries the payloads of external tensors */
-        free(model->skeleton);
+        qf_spill_free(model->skeleton);
         model->skeleton = NULL;
         status = qf_skeleton_pack(model->proto, &model->skeleton, &model->skeleton_length, err);
     }
@@ -208,7 +209,7 @@ void qf_model_close(qf_model *model)
         qf_file_close(&model->files[i]);
     free(model->files);
     free(model->folder);
-    free(model->skeleton);
+    qf_spill_free(model->skeleton);
     qf_payloads_release(&model->payloads);
     qf_arena_release(&model->arena);
     qf_layer_scan_free(model->layers);

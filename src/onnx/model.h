@@ -22,7 +22,7 @@ struct qf_model {
 /* Unpacks a skeleton into `arena`. */
 qf_status qf_skeleton_unpack(const unsigned char *skeleton, size_t length, const char *path,
                              qf_arena *arena, Onnx__ModelProto **out, qf_error *err);
-/* Packs a model; *out is malloc'ed. */
+/* Packs a model; *out is to be freed by qf_spill_free. */
 qf_status qf_skeleton_pack(const Onnx__ModelProto *model, unsigned char **out, size_t *length,
                            qf_error *err);
 

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "onnx/payload.h"
 
-#include <stdlib.h>
-
+#include "base/spill.h"
 #include "onnx/wire.h"
 
 size_t qf_payloads_add(qf_payloads *table, qf_payload payload)
 {
-    if (!qf_grow((void **)&table->items, &table->cap, table->count + 1, sizeof payload))
+    if (!qf_table_grow((void **)&table->items, &table->cap, table->count + 1, sizeof payload))
         return SIZE_MAX;
     table->items[table->count] = payload;
     return table->count++;
@@ -15,7 +14,7 @@ size_t qf_payloads_add(qf_payloads *table, qf_payload payload)
 
 void qf_payloads_release(qf_payloads *table)
 {
-    free(table->items);
+    qf_spill_free(table->items);
     *table = (qf_payloads){0};
 }
 

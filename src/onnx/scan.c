@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "onnx/scan.h"
 
-#include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/wire.h"
 
 enum {
@@ -35,7 +35,7 @@ static qf_status put(scanner *s, const void *bytes, size_t n)
     if (n > max_skeleton - s->length)
         return qf_fail_at(s->err, QF_ERR_INPUT, (qf_where){.file = s->file->path},
                           "the graph without its weights exceeds 1 GiB; is this an ONNX model?");
-    if (!qf_grow((void **)&s->out, &s->cap, s->length + n, 1))
+    if (!qf_table_grow((void **)&s->out, &s->cap, s->length + n, 1))
         return qf_fail_memory(s->err);
     if (n)
         memcpy(s->out + s->length, bytes, n);
@@ -153,7 +153,7 @@ qf_status qf_scan(const qf_file *file, qf_payloads *payloads, unsigned char **sk
     qf_wire wire = {file->data, file->data + file->size};
     qf_status status = scan_message(&s, &onnx__model_proto__descriptor, wire, 0);
     if (status != QF_OK) {
-        free(s.out);
+        qf_spill_free(s.out);
         return status;
     }
     *skeleton = s.out;

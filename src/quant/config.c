@@ -9,6 +9,7 @@
 
 #include "base/arena.h"
 #include "base/file.h"
+#include "base/spill.h"
 #include "base/strmap.h"
 #include "quant/text_token.h"
 
@@ -326,8 +327,8 @@ static void check_layer(checker *c, const cJSON *object)
     qf_config *config = c->config;
     qf_config_layer layer = {.enabled = true, .act_bits = 8, .wts_bits = 8};
     layer.name = qf_arena_strdup(&config->arena, object->string);
-    if (!layer.name || !qf_grow((void **)&config->layers, &config->layer_cap,
-                                config->layer_count + 1, sizeof layer)) {
+    if (!layer.name || !qf_table_grow((void **)&config->layers, &config->layer_cap,
+                                      config->layer_count + 1, sizeof layer)) {
         c->out_of_memory = true;
         return;
     }
@@ -454,7 +455,7 @@ qf_status qf_config_open(const char *path, qf_config **out, qf_diagnostics *diag
                            : qf_fail_memory(err);
     if (status == QF_OK)
         status = check_text(config, text, length, diagnostics, err);
-    free(text);
+    qf_spill_free(text);
     if (status != QF_OK) {
         qf_config_close(config);
         return status;
@@ -468,7 +469,7 @@ void qf_config_close(qf_config *config)
     if (!config)
         return;
     qf_arena_release(&config->arena);
-    free(config->layers);
+    qf_spill_free(config->layers);
     free(config->path);
     free(config);
 }

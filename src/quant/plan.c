@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/spill.h"
 #include "exec/stage.h"
 #include "passes/passes.h"
 
@@ -280,9 +281,9 @@ void qf_plan_free(qf_plan *plan)
     qf_strmap_release(&plan->record_of_node);
     qf_strmap_release(&plan->weight_of_payload);
     qf_strmap_release(&plan->folded);
-    free(plan->jobs);
-    free(plan->skipped);
-    free(plan->skeleton);
+    qf_spill_free(plan->jobs);
+    qf_spill_free(plan->skipped);
+    qf_spill_free(plan->skeleton);
     free(plan->folder);
     free(plan->prefix);
     qf_arena_release(&plan->arena);
