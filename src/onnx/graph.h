@@ -95,6 +95,9 @@ qf_status qf_ir_finish(qf_ir *ir, const char *path, qf_error *err);
  * QF_ERR_INPUT if there is a cycle. */
 qf_status qf_graph_sort(qf_graph *graph, const char *path, qf_error *err);
 
+/* Whether producers come first now. */
+bool qf_graph_is_sorted(const qf_graph *graph);
+
 /* Puts a zeroed value with a name and a graph into the maps and at the end of the graph's list; for
  * the code that builds and edits graphs. False when memory is exhausted. */
 bool qf_value_enter(qf_ir *ir, qf_value *value);

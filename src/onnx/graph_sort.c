@@ -20,7 +20,7 @@ static size_t node_count(const qf_graph *graph)
 }
 
 /* Leaves the position of each node in `order`. */
-static bool is_sorted(const qf_graph *graph)
+bool qf_graph_is_sorted(const qf_graph *graph)
 {
     size_t i = 0;
     for (qf_node *node = graph->first; node; node = node->next)
@@ -85,7 +85,7 @@ static void relink(qf_graph *graph, qf_node *const *sorted, size_t count)
 
 qf_status qf_graph_sort(qf_graph *graph, const char *path, qf_error *err)
 {
-    if (is_sorted(graph))
+    if (qf_graph_is_sorted(graph))
         return QF_OK;
     size_t count = node_count(graph);
     qf_node **sorted = qf_spill_alloc(count * sizeof *sorted);
