@@ -76,6 +76,7 @@ typedef struct qf_ir {
     size_t node_count, node_cap;
     qf_strmap node_names, value_names; /* every name in use, of any scope */
     qf_strmap suffixes;                /* name -> last number that was tried behind it */
+    bool no_scopes;                    /* the graphs' maps of values are gone */
 } qf_ir;
 
 /* Links a model. Nodes are sorted; a cycle is an error. In the main graph unnamed nodes get the
@@ -87,6 +88,8 @@ qf_status qf_ir_build(qf_arena *arena, Onnx__ModelProto *model, const char *path
                       qf_error *err);
 /* Frees the hash maps; the rest belongs to the arena. */
 void qf_ir_release(qf_ir *ir);
+/* Drops what only qf_graph_find needs, which must not be called any more. */
+void qf_ir_forget_scopes(qf_ir *ir);
 /* Writes nodes, names, initializers and value_info back into the messages. Nodes are put into an
  * order in which producers come first, if they are not in one already. */
 qf_status qf_ir_finish(qf_ir *ir, const char *path, qf_error *err);

@@ -7,10 +7,16 @@
 #include "base/spill.h"
 #include "onnx/graph.h"
 
-void qf_ir_release(qf_ir *ir)
+void qf_ir_forget_scopes(qf_ir *ir)
 {
     for (size_t i = 0; i < ir->graph_count; i++)
         qf_strmap_release(&ir->graphs[i]->values);
+    ir->no_scopes = true;
+}
+
+void qf_ir_release(qf_ir *ir)
+{
+    qf_ir_forget_scopes(ir);
     qf_strmap_release(&ir->node_names);
     qf_strmap_release(&ir->value_names);
     qf_strmap_release(&ir->suffixes);
@@ -137,14 +143,14 @@ static bool set_value_name(qf_ir *ir, qf_value *value, const char *name)
 {
     value->name = name;
     return qf_strmap_set(&ir->value_names, name, value) &&
-           qf_strmap_set(&value->graph->values, name, value);
+           (ir->no_scopes || qf_strmap_set(&value->graph->values, name, value));
 }
 
 static void forget_value_name(qf_ir *ir, qf_value *value)
 {
     if (qf_strmap_get(&ir->value_names, value->name) == value)
         qf_strmap_set(&ir->value_names, value->name, NULL);
-    if (qf_strmap_get(&value->graph->values, value->name) == value)
+    if (!ir->no_scopes && qf_strmap_get(&value->graph->values, value->name) == value)
         qf_strmap_set(&value->graph->values, value->name, NULL);
 }
 

@@ -14,8 +14,6 @@ struct qf_model {
     qf_payloads payloads;
     unsigned char *skeleton; /* serialized ModelProto, external tensors with payloads as well */
     size_t skeleton_length;
-    qf_arena arena;
-    Onnx__ModelProto *proto;      /* the skeleton unpacked; not to be modified */
     struct qf_layer_scan *layers; /* quant/inspect.c */
 };
 

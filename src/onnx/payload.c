@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "onnx/payload.h"
 
+#include <string.h>
+
 #include "base/spill.h"
 #include "onnx/wire.h"
 
@@ -10,6 +12,16 @@ size_t qf_payloads_add(qf_payloads *table, qf_payload payload)
         return SIZE_MAX;
     table->items[table->count] = payload;
     return table->count++;
+}
+
+bool qf_payloads_copy(qf_payloads *to, const qf_payloads *from)
+{
+    if (!qf_table_grow((void **)&to->items, &to->cap, from->count, sizeof *to->items))
+        return false;
+    if (from->count)
+        memcpy(to->items, from->items, from->count * sizeof *to->items);
+    to->count = from->count;
+    return true;
 }
 
 void qf_payloads_release(qf_payloads *table)

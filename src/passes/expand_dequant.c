@@ -89,11 +89,11 @@ static bool become_mul(qf_pass *p, qf_node *dequant, const qf_layer *layer, cons
     return dequant->proto->op_type && dequant->proto->doc_string;
 }
 
-static bool expand(qf_pass *p, qf_node *dequant, bool macros)
+static bool expand(qf_pass *p, qf_node *dequant)
 {
     const qf_layer *layer = dequant->tag;
     qf_value *out = dequant->outputs[0];
-    bool macro = macros && !dequant->graph->parent;
+    bool macro = p->macros && !dequant->graph->parent;
     const char *prefix = qf_pass_name(p, layer->name, "fakedequant");
     const char *name = prefix ? qf_pass_name(p, prefix, "mul") : NULL;
     const char *output = name ? qf_pass_name(p, name, "output0") : NULL;
@@ -107,11 +107,10 @@ static bool expand(qf_pass *p, qf_node *dequant, bool macros)
 
 qf_status qf_pass_expand_dequant(qf_pass *p)
 {
-    bool macros = qf_macros_allowed(p);
     for (size_t g = 0; g < p->ir->graph_count; g++) {
         for (qf_node *node = p->ir->graphs[g]->first, *next; node; node = next) {
             next = node->next;
-            if (qf_node_is(node, "AscendDequant") && node->tag && !expand(p, node, macros))
+            if (qf_node_is(node, "AscendDequant") && node->tag && !expand(p, node))
                 return qf_fail_memory(p->err);
         }
     }

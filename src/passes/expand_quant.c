@@ -87,7 +87,7 @@ static bool write_quant(const qf_macro *macro, qf_node_sink sink, void *user)
     return qf_expand_end(&e);
 }
 
-static bool expand(qf_pass *p, qf_node *quant, bool modern, bool macros)
+static bool expand(qf_pass *p, qf_node *quant, bool modern)
 {
     const qf_quant_tag *tag = quant->tag;
     quant_macro *q = qf_arena_alloc(p->ir->arena, sizeof *q);
@@ -101,7 +101,7 @@ static bool expand(qf_pass *p, qf_node *quant, bool modern, bool macros)
                        .bits = tag->bits,
                        .cast = tag->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT,
                        .modern = modern};
-    if (macros && !quant->graph->parent) {
+    if (p->macros && !quant->graph->parent) {
         const char *result = qf_pass_name(p, prefix, "sub.output0");
         qf_node_become_macro(quant, &q->macro);
         return result && qf_value_rename(p->ir, quant->outputs[0], result);
@@ -123,12 +123,11 @@ qf_status qf_pass_expand_quant(qf_pass *p)
                           "needs 7 or newer (convert it with onnx.version_converter, or use "
                           "--emit deploy)",
                           (long long)opset);
-    bool macros = qf_macros_allowed(p);
+    p->macros = qf_macros_allowed(p);
     for (size_t g = 0; g < p->ir->graph_count; g++) {
         for (qf_node *node = p->ir->graphs[g]->first, *next; node; node = next) {
             next = node->next;
-            if (qf_node_is(node, "AscendQuant") && node->tag &&
-                !expand(p, node, opset >= 11, macros))
+            if (qf_node_is(node, "AscendQuant") && node->tag && !expand(p, node, opset >= 11))
                 return qf_fail_memory(p->err);
         }
     }

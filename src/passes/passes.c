@@ -42,6 +42,7 @@ qf_status qf_passes_run(qf_plan *plan, qf_ir *ir, qf_target target, qf_error *er
         .plan = plan, .ir = ir, .target = target, .path = plan->model->files[0].path, .err = err};
     p.new_weights = qf_spill_alloc((2 * plan->layer_count + 1) * sizeof *p.new_weights);
     qf_status status = p.new_weights ? QF_OK : qf_fail_memory(err);
+    qf_ir_forget_scopes(ir); /* passes go by links */
     for (size_t i = 0; status == QF_OK && i < count; i++)
         status = list[i](&p);
     if (status == QF_OK && !grant_wishes(&p))
@@ -66,7 +67,14 @@ qf_node *qf_pass_last_node(const qf_pass *p, const qf_layer *layer)
 
 const char *qf_pass_name(qf_pass *p, const char *layer, const char *suffix)
 {
-    return qf_arena_printf(p->ir->arena, "%s.%s", layer, suffix);
+    size_t n = strlen(layer), m = strlen(suffix);
+    char *name = qf_arena_alloc(p->ir->arena, n + m + 2); /* zeroed */
+    if (!name)
+        return NULL;
+    memcpy(name, layer, n);
+    name[n] = '.';
+    memcpy(name + n + 1, suffix, m);
+    return name;
 }
 
 Onnx__TensorProto *qf_pass_payload_tensor(qf_pass *p, int32_t data_type, const int64_t *dims,
