@@ -59,17 +59,44 @@ static bool rehash(qf_strmap *map)
     return true;
 }
 
-bool qf_strmap_set(qf_strmap *map, const char *key, void *value)
+/* The key's slot, made if there is none; NULL when memory is exhausted. */
+static qf_strmap_slot *enter(qf_strmap *map, const char *key)
 {
     if (map->used * 4 >= map->cap * 3 && !rehash(map))
-        return false;
+        return NULL;
     uint32_t hash = hash_of(key);
     size_t i = find(map, key, hash);
     if (!map->hashes[i])
         map->used++;
     map->hashes[i] = hash;
-    map->slots[i] = (qf_strmap_slot){key, value};
-    return true;
+    if (!map->slots[i].value)
+        map->slots[i].key = key;
+    return &map->slots[i];
+}
+
+bool qf_strmap_set(qf_strmap *map, const char *key, void *value)
+{
+    qf_strmap_slot *slot = enter(map, key);
+    if (slot)
+        *slot = (qf_strmap_slot){key, value};
+    return slot != NULL;
+}
+
+void *qf_strmap_add(qf_strmap *map, const char *key, void *value)
+{
+    qf_strmap_slot *slot = enter(map, key);
+    if (slot && !slot->value)
+        slot->value = value;
+    return slot ? slot->value : NULL;
+}
+
+void qf_strmap_drop(qf_strmap *map, const char *key, const void *value)
+{
+    if (!map->cap)
+        return;
+    qf_strmap_slot *slot = &map->slots[find(map, key, hash_of(key))];
+    if (slot->value == value)
+        slot->value = NULL;
 }
 
 void qf_strmap_release(qf_strmap *map)

@@ -23,6 +23,11 @@ typedef struct qf_strmap {
 void *qf_strmap_get(const qf_strmap *map, const char *key);
 /* Inserts or replaces; `value` NULL removes. False when memory is exhausted. */
 bool qf_strmap_set(qf_strmap *map, const char *key, void *value);
+/* The key's value; if it has none, `value` enters and is what returns. NULL when memory is
+ * exhausted. */
+void *qf_strmap_add(qf_strmap *map, const char *key, void *value);
+/* Removes the key if this is its value. */
+void qf_strmap_drop(qf_strmap *map, const char *key, const void *value);
 void qf_strmap_release(qf_strmap *map);
 
 #endif

@@ -36,9 +36,10 @@ struct qf_value {
     size_t result_count, result_cap;
     qf_use *uses; /* in node order, later ones appended */
     size_t use_count, use_cap;
-    bool retyped;   /* dtype or shape changed: its value_info no longer holds */
-    bool dropped;   /* an initializer that is not written */
-    qf_value *next; /* in order of creation */
+    qf_use only_use; /* `uses` points here while it has room for one */
+    bool retyped;    /* dtype or shape changed: its value_info no longer holds */
+    bool dropped;    /* an initializer that is not written */
+    qf_value *next;  /* in order of creation */
 };
 
 struct qf_node {
@@ -101,9 +102,8 @@ qf_status qf_graph_sort(qf_graph *graph, const char *path, qf_error *err);
 /* Whether producers come first now. */
 bool qf_graph_is_sorted(const qf_graph *graph);
 
-/* Puts a zeroed value with a name and a graph into the maps and at the end of the graph's list; for
- * the code that builds and edits graphs. False when memory is exhausted. */
-bool qf_value_enter(qf_ir *ir, qf_value *value);
+/* Puts a value at the end of its graph's list; for the code that builds and edits graphs. */
+void qf_value_append(qf_value *value);
 
 /* ---- looking ---- */
 
