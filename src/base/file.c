@@ -76,6 +76,14 @@ void qf_file_close(qf_file *file)
     *file = (qf_file){0};
 }
 
+void qf_file_forget(const unsigned char *from, const unsigned char *to)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = (uintptr_t)from & ~(page - 1), last = (uintptr_t)to & ~(page - 1);
+    if (last > first)
+        madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
                             size_t *length, dev_t *device, ino_t *inode, qf_error *err)
 {

@@ -26,6 +26,7 @@ typedef struct head {
 enum {
     CLASSES = 64,             /* large blocks have a power of two of bytes */
     GROWTH = 8 * 1024 * 1024, /* the file grows by as much at least */
+    POPULATED = 1024 * 1024,
     ANONYMOUS_MAX = 24 * 1024 * 1024,
     NAME_MAX_BYTES = 4096,
 };
@@ -128,6 +129,20 @@ static head *map(size_t size, int flags, int fd, uint64_t offset)
     return block == MAP_FAILED ? NULL : block;
 }
 
+/* A block of an arena will be used whole, and one call costs less than a fault for each page.
+ * Tables are left alone: half of one may never be touched. Where the call is not known nothing is
+ * lost. */
+static void populate(head *block, size_t size)
+{
+#ifdef MADV_POPULATE_WRITE
+    if (size <= POPULATED)
+        madvise(block, size, MADV_POPULATE_WRITE);
+#else
+    (void)block;
+    (void)size;
+#endif
+}
+
 /* One that was in use before, its first `zeroed` bytes cleared. */
 static head *take_unused(size_t size, size_t zeroed)
 {
@@ -146,6 +161,8 @@ static head *take_spilled(size_t size, size_t zeroed)
         block = map(size, MAP_SHARED, spill.fd, spill.used);
         if (block)
             spill.used += size;
+        if (block)
+            populate(block, size);
     }
     if (!block)
         return NULL;
