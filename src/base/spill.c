@@ -24,8 +24,9 @@ typedef struct head {
 } head;
 
 enum {
-    CLASSES = 64,             /* large blocks have a power of two of bytes */
-    GROWTH = 8 * 1024 * 1024, /* the file grows by as much at least */
+    CLASSES = 64, /* large blocks have a power of two of bytes */
+    GROWTH_MIN = 8 * 1024 * 1024,
+    GROWTH_MAX = 128 * 1024 * 1024,
     POPULATED = 1024 * 1024,
     ANONYMOUS_MAX = 24 * 1024 * 1024,
     NAME_MAX_BYTES = 4096,
@@ -83,20 +84,30 @@ static bool open_file(void)
     return spill.open;
 }
 
-/* Space for `size` more bytes at the end of what is used. */
-static bool extend(size_t size)
+/* 0 or an errno. */
+static int allocate(uint64_t more)
 {
-    if (spill.used + size <= spill.length)
-        return true;
-    uint64_t more = spill.used + size - spill.length;
-    more = more > GROWTH ? more : GROWTH;
     int result;
     do
         result = fallocate(spill.fd, 0, (off_t)spill.length, (off_t)more);
     while (result != 0 && errno == EINTR);
-    if (result == 0)
-        spill.length += more;
-    return result == 0;
+    if (result != 0)
+        return errno;
+    spill.length += more;
+    return 0;
+}
+
+/* Space for `size` more bytes at the end of what is used. The file grows in large steps, because
+ * each is a transaction of the file system. */
+static bool extend(size_t size)
+{
+    if (spill.used + size <= spill.length)
+        return true;
+    uint64_t need = spill.used + size - spill.length;
+    uint64_t more = spill.length / 2 < GROWTH_MIN   ? GROWTH_MIN
+                    : spill.length / 2 > GROWTH_MAX ? GROWTH_MAX
+                                                    : spill.length / 2;
+    return (more > need && allocate(more) == 0) || allocate(need) == 0;
 }
 
 static void close_file(void)
@@ -143,13 +154,27 @@ static void populate(head *block, size_t size)
 #endif
 }
 
-/* One that was in use before, its first `zeroed` bytes cleared. */
+static void push_unused(head *block, size_t size)
+{
+    head **list = &spill.unused[class_of(size)];
+    block->size = size;
+    block->next = *list;
+    *list = block;
+}
+
+/* One that was in use before, its first `zeroed` bytes cleared; a larger one is cut in halves, the
+ * rest of which stays unused. */
 static head *take_unused(size_t size, size_t zeroed)
 {
-    head **list = &spill.unused[class_of(size)], *block = *list;
-    if (!block)
+    size_t n = class_of(size);
+    while (n < CLASSES && !spill.unused[n])
+        n++;
+    if (n == CLASSES)
         return NULL;
-    *list = block->next;
+    head *block = spill.unused[n];
+    spill.unused[n] = block->next;
+    for (size_t left = block->size / 2; left >= size; left /= 2)
+        push_unused((head *)(void *)((char *)block + left), left);
     memset(block, 0, zeroed);
     return block;
 }
@@ -196,9 +221,7 @@ static void give_back(head *block)
         spill.anonymous -= block->size;
         munmap(block, block->size);
     } else {
-        head **list = &spill.unused[class_of(block->size)];
-        block->next = *list;
-        *list = block;
+        push_unused(block, block->size);
         if (--spill.spilled == 0)
             close_file();
     }
