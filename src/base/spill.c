@@ -24,10 +24,9 @@ typedef struct head {
 } head;
 
 enum {
-    CLASSES = 64, /* large blocks have a power of two of bytes */
-    GROWTH_MIN = 8 * 1024 * 1024,
-    GROWTH_MAX = 128 * 1024 * 1024,
-    POPULATED = 1024 * 1024,
+    CLASSES = 64,             /* large blocks have a power of two of bytes */
+    GROWTH = 8 * 1024 * 1024, /* the file grows by as much at least */
+    FOLIO = 64 * 1024,
     ANONYMOUS_MAX = 24 * 1024 * 1024,
     NAME_MAX_BYTES = 4096,
 };
@@ -97,17 +96,31 @@ static int allocate(uint64_t more)
     return 0;
 }
 
-/* Space for `size` more bytes at the end of what is used. The file grows in large steps, because
- * each is a transaction of the file system. */
+/* Space for `size` more bytes at the end of what is used. */
 static bool extend(size_t size)
 {
     if (spill.used + size <= spill.length)
         return true;
     uint64_t need = spill.used + size - spill.length;
-    uint64_t more = spill.length / 2 < GROWTH_MIN   ? GROWTH_MIN
-                    : spill.length / 2 > GROWTH_MAX ? GROWTH_MAX
-                                                    : spill.length / 2;
-    return (more > need && allocate(more) == 0) || allocate(need) == 0;
+    return (need < GROWTH && allocate(GROWTH) == 0) || allocate(need) == 0;
+}
+
+/* Writes zeroes: what is in the page cache, and dirty, costs a fault a fraction of what a fault on
+ * a new page of a mapped file costs. In small pieces, because the system makes each one folio, all
+ * of which it looks at in each fault on one of its pages. */
+static bool fill(uint64_t offset, size_t size)
+{
+    static char zeroes[FOLIO];
+    while (size) {
+        ssize_t n = pwrite(spill.fd, zeroes, size < FOLIO ? size : FOLIO, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        offset += (uint64_t)n;
+        size -= (size_t)n;
+    }
+    return true;
 }
 
 static void close_file(void)
@@ -140,18 +153,19 @@ static head *map(size_t size, int flags, int fd, uint64_t offset)
     return block == MAP_FAILED ? NULL : block;
 }
 
-/* A block of an arena will be used whole, and one call costs less than a fault for each page.
- * Tables are left alone: half of one may never be touched. Where the call is not known nothing is
- * lost. */
-static void populate(head *block, size_t size)
+/* A block from the end of the file, of which `wanted` bytes will be used soon. */
+static head *take_new(size_t size, size_t wanted)
 {
+    if (!open_file() || !extend(size) || !fill(spill.used, wanted))
+        return NULL;
+    head *block = map(size, MAP_SHARED, spill.fd, spill.used);
+    if (!block)
+        return NULL;
+    spill.used += size;
 #ifdef MADV_POPULATE_WRITE
-    if (size <= POPULATED)
-        madvise(block, size, MADV_POPULATE_WRITE);
-#else
-    (void)block;
-    (void)size;
+    madvise(block, wanted, MADV_POPULATE_WRITE); /* one call for many faults, if it is known */
 #endif
+    return block;
 }
 
 static void push_unused(head *block, size_t size)
@@ -179,16 +193,11 @@ static head *take_unused(size_t size, size_t zeroed)
     return block;
 }
 
-static head *take_spilled(size_t size, size_t zeroed)
+static head *take_spilled(size_t size, size_t wanted)
 {
-    head *block = take_unused(size, zeroed);
-    if (!block && open_file() && extend(size)) {
-        block = map(size, MAP_SHARED, spill.fd, spill.used);
-        if (block)
-            spill.used += size;
-        if (block)
-            populate(block, size);
-    }
+    head *block = take_unused(size, wanted);
+    if (!block)
+        block = take_new(size, wanted);
     if (!block)
         return NULL;
     block->kind = SPILLED;
