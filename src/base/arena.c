@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #define QF_ASAN 1
 #elif defined(__has_feature)
@@ -18,17 +20,40 @@
 /* Under AddressSanitizer each object gets memory of its own and of its exact size, so that reading
  * past one is seen. */
 #ifdef QF_ASAN
-enum { BLOCK_BYTES = 0, ROUND = 1 };
+enum { FIRST_BYTES = 0, BLOCK_BYTES = 0, ROUND = 1 };
 #else
-enum { BLOCK_BYTES = 64 * 1024, ROUND = 16 };
+/* An arena that has taken FIRST_BLOCKS small blocks is one that grows with the model. */
+enum { FIRST_BYTES = 64 * 1024, BLOCK_BYTES = 1024 * 1024 - 64, ROUND = 8 };
 #endif
-enum { ALIGN = 16 };
+enum { ALIGN = 16, FIRST_BLOCKS = 8 };
 
 struct qf_arena_block {
     qf_arena_block *next;
     size_t cap;
     alignas(ALIGN) unsigned char data[];
 };
+
+#ifdef QF_ASAN
+static qf_arena_block *new_block(size_t bytes)
+{
+    return calloc(1, bytes);
+}
+
+static void free_block(qf_arena_block *block)
+{
+    free(block);
+}
+#else
+static qf_arena_block *new_block(size_t bytes)
+{
+    return qf_spill_alloc(bytes);
+}
+
+static void free_block(qf_arena_block *block)
+{
+    qf_spill_free(block);
+}
+#endif
 
 static void *pb_alloc(void *arena, size_t size)
 {
@@ -51,10 +76,11 @@ void qf_arena_release(qf_arena *arena)
     qf_arena_block *block = arena->blocks;
     while (block) {
         qf_arena_block *next = block->next;
-        free(block);
+        free_block(block);
         block = next;
     }
     arena->blocks = NULL;
+    arena->block_count = 0;
     arena->used = 0;
 }
 
@@ -66,8 +92,9 @@ void *qf_arena_alloc(qf_arena *arena, size_t size)
         return NULL;
     size = (size + ROUND - 1) & ~(size_t)(ROUND - 1);
     if (!arena->blocks || !BLOCK_BYTES || arena->blocks->cap - arena->used < size) {
-        size_t cap = size > BLOCK_BYTES ? size : BLOCK_BYTES;
-        qf_arena_block *block = calloc(1, sizeof *block + cap);
+        size_t least = arena->block_count++ < FIRST_BLOCKS ? FIRST_BYTES : BLOCK_BYTES;
+        size_t cap = size > least ? size : least;
+        qf_arena_block *block = new_block(sizeof *block + cap);
         if (!block) {
             arena->exhausted = true;
             return NULL;

@@ -12,6 +12,7 @@ typedef struct qf_arena_block qf_arena_block;
 
 typedef struct qf_arena {
     qf_arena_block *blocks;       /* newest first */
+    size_t block_count;           /* taken so far */
     size_t used;                  /* bytes handed out by the newest block */
     ProtobufCAllocator allocator; /* lets protobuf-c unpack into the arena */
     bool exhausted;               /* an allocation has failed */
@@ -29,7 +30,8 @@ char *qf_arena_strndup(qf_arena *arena, const char *text, size_t n);
 char *qf_arena_printf(qf_arena *arena, const char *format, ...) QF_PRINTF(2, 3);
 
 /* Makes room for at least `need` elements of `size` bytes in the malloc'ed array *items with room
- * for *cap. False when memory is exhausted; the array is unchanged then. */
+ * for *cap; for what grows with the model there is qf_table_grow (spill.h). False when memory is
+ * exhausted; the array is unchanged then. */
 bool qf_grow(void **items, size_t *cap, size_t need, size_t size);
 
 #endif

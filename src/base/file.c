@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/spill.h"
+
 /* Opens without blocking, so that a FIFO given by mistake is an error and not a hang. A path that
  * names nothing is the caller's mistake; anything else is the system's refusal. */
 static qf_status open_regular(const char *path, const char *what, int *fd, struct stat *st,
@@ -74,6 +76,14 @@ void qf_file_close(qf_file *file)
     *file = (qf_file){0};
 }
 
+void qf_file_forget(const unsigned char *from, const unsigned char *to)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = (uintptr_t)from & ~(page - 1), last = (uintptr_t)to & ~(page - 1);
+    if (last > first)
+        madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
                             size_t *length, dev_t *device, ino_t *inode, qf_error *err)
 {
@@ -89,7 +99,7 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
                           (unsigned long long)st.st_size, (unsigned long long)max);
     }
     size_t size = (size_t)st.st_size, got = 0;
-    char *text = malloc(size + 1);
+    char *text = qf_spill_alloc(size + 1);
     if (!text) {
         close(fd);
         return qf_fail_memory(err);
@@ -100,7 +110,7 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
             continue;
         if (n <= 0) {
             int e = errno;
-            free(text);
+            qf_spill_free(text);
             close(fd);
             if (n < 0)
                 return qf_fail_errno(err, path, e, "cannot read the %s", what);

@@ -20,8 +20,11 @@ typedef struct qf_file {
 /* `what` names the role in messages: "model", "record file", "external data". */
 qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_error *err);
 void qf_file_close(qf_file *file);
+/* Gives up the pages of the mapping from one place to another, which stay readable. */
+void qf_file_forget(const unsigned char *from, const unsigned char *to);
 
-/* Reads a regular file of at most `max` bytes into malloc'ed, NUL-terminated memory. device and
+/* Reads a regular file of at most `max` bytes into NUL-terminated memory, to be freed by
+ * qf_spill_free. device and
  * inode, where not NULL, receive the file's identity. */
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
                             size_t *length, dev_t *device, ino_t *inode, qf_error *err);

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct qf_strmap_slot {
     const char *key; /* NULL: empty */
@@ -14,6 +15,7 @@ typedef struct qf_strmap_slot {
 /* Zero-initialise to start. */
 typedef struct qf_strmap {
     qf_strmap_slot *slots;
+    uint32_t *hashes; /* of the slots' keys, 0: empty; a search reads no key but the one it wants */
     size_t cap, used;
 } qf_strmap;
 
@@ -21,6 +23,11 @@ typedef struct qf_strmap {
 void *qf_strmap_get(const qf_strmap *map, const char *key);
 /* Inserts or replaces; `value` NULL removes. False when memory is exhausted. */
 bool qf_strmap_set(qf_strmap *map, const char *key, void *value);
+/* The key's value; if it has none, `value` enters and is what returns. NULL when memory is
+ * exhausted. */
+void *qf_strmap_add(qf_strmap *map, const char *key, void *value);
+/* Removes the key if this is its value. */
+void qf_strmap_drop(qf_strmap *map, const char *key, const void *value);
 void qf_strmap_release(qf_strmap *map);
 
 #endif

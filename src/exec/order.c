@@ -3,11 +3,13 @@
 
 #include <stdlib.h>
 
+#include "base/spill.h"
+
 /* A piece as one target has it. */
 typedef struct segment {
     uint64_t offset;
     int file;
-    qf_piece piece;
+    qf_part piece;
     bool both; /* the other target has it too */
 } segment;
 
@@ -18,28 +20,28 @@ typedef struct segments {
 
 typedef struct orderer {
     segments targets[QF_TARGETS];
-    qf_piece *out;
+    qf_part *out;
     size_t count;
 } orderer;
 
-static bool add(orderer *o, qf_piece piece, const qf_job_output out[QF_TARGETS])
+static bool add(orderer *o, qf_part piece, const qf_job_output out[QF_TARGETS])
 {
     for (int t = 0; t < QF_TARGETS; t++) {
         segments *s = &o->targets[t];
         if (!out[t].placed)
             continue;
-        if (!qf_grow((void **)&s->items, &s->cap, s->count + 1, sizeof *s->items))
+        if (!qf_table_grow((void **)&s->items, &s->cap, s->count + 1, sizeof *s->items))
             return false;
         s->items[s->count++] = (segment){out[t].offset, out[t].file, piece, out[!t].placed};
     }
     return true;
 }
 
-static qf_piece piece_of(qf_piece_kind kind, qf_target target, size_t index)
+static qf_part piece_of(qf_part_kind kind, qf_target target, size_t index)
 {
-    return (qf_piece){.kind = (unsigned)kind & 3u,
-                      .target = (unsigned)target & 1u,
-                      .index = (uint32_t)index & QF_PIECE_INDEX_MAX};
+    return (qf_part){.kind = (unsigned)kind & 3u,
+                     .target = (unsigned)target & 1u,
+                     .index = (uint32_t)index & QF_PART_INDEX_MAX};
 }
 
 static bool collect(orderer *o, qf_job *const *jobs, size_t job_count, const qf_layout *layout)
@@ -49,12 +51,12 @@ static bool collect(orderer *o, qf_job *const *jobs, size_t job_count, const qf_
         const qf_literal *l = &layout->literals[i];
         qf_job_output out[QF_TARGETS] = {{0}, {0}};
         out[l->target] = (qf_job_output){.file = l->file, .offset = l->offset, .placed = true};
-        ok = add(o, piece_of(QF_PIECE_LITERAL, l->target, i), out);
+        ok = add(o, piece_of(QF_PART_LITERAL, l->target, i), out);
     }
     for (size_t i = 0; ok && i < layout->copy_count; i++)
-        ok = add(o, piece_of(QF_PIECE_COPY, 0, i), layout->copies[i].out);
+        ok = add(o, piece_of(QF_PART_COPY, 0, i), layout->copies[i].out);
     for (size_t i = 0; ok && i < job_count; i++)
-        ok = add(o, piece_of(QF_PIECE_JOB, 0, i), jobs[i]->out);
+        ok = add(o, piece_of(QF_PART_JOB, 0, i), jobs[i]->out);
     return ok;
 }
 
@@ -97,10 +99,10 @@ static void merge(orderer *o, qf_job *const *jobs, const qf_layout *layout)
     const segments *first = &o->targets[0], *second = &o->targets[1];
     size_t next = 0;
     for (size_t i = 0; i < first->count; i++) {
-        qf_piece p = first->items[i].piece;
+        qf_part p = first->items[i].piece;
         if (first->items[i].both) {
             const qf_job_output *out =
-                p.kind == QF_PIECE_JOB ? &jobs[p.index]->out[1] : &layout->copies[p.index].out[1];
+                p.kind == QF_PART_JOB ? &jobs[p.index]->out[1] : &layout->copies[p.index].out[1];
             size_t at = find(second, out->file, out->offset);
             if (at >= next) {
                 emit_own(o, next, at);
@@ -113,14 +115,14 @@ static void merge(orderer *o, qf_job *const *jobs, const qf_layout *layout)
 }
 
 qf_status qf_order_build(qf_job *const *jobs, size_t job_count, const qf_layout *layout,
-                         qf_piece **out, size_t *count, qf_error *err)
+                         qf_part **out, size_t *count, qf_error *err)
 {
     orderer o = {0};
     size_t total = job_count + layout->copy_count + layout->literal_count;
     qf_status status = QF_OK;
-    if (total > QF_PIECE_INDEX_MAX)
+    if (total > QF_PART_INDEX_MAX)
         return qf_fail(err, QF_ERR_INPUT, "the model has too many tensors (%zu)", total);
-    o.out = malloc((total + 1) * sizeof *o.out);
+    o.out = qf_spill_alloc((total + 1) * sizeof *o.out);
     if (o.out && collect(&o, jobs, job_count, layout)) {
         for (int t = 0; t < QF_TARGETS; t++) {
             if (o.targets[t].count)
@@ -128,11 +130,11 @@ qf_status qf_order_build(qf_job *const *jobs, size_t job_count, const qf_layout 
         }
         merge(&o, jobs, layout);
     } else {
-        free(o.out);
+        qf_spill_free(o.out);
         status = qf_fail_memory(err);
     }
     for (int t = 0; t < QF_TARGETS; t++)
-        free(o.targets[t].items);
+        qf_spill_free(o.targets[t].items);
     if (status == QF_OK) {
         *out = o.out;
         *count = o.count;

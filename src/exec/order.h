@@ -7,17 +7,17 @@
 #include "exec/job.h"
 #include "onnx/layout.h"
 
-typedef enum qf_piece_kind { QF_PIECE_LITERAL, QF_PIECE_COPY, QF_PIECE_JOB } qf_piece_kind;
+typedef enum qf_part_kind { QF_PART_LITERAL, QF_PART_COPY, QF_PART_JOB } qf_part_kind;
 
-enum { QF_PIECE_INDEX_MAX = (1 << 29) - 1 };
-typedef struct qf_piece {
-    uint32_t kind : 2;   /* qf_piece_kind */
+enum { QF_PART_INDEX_MAX = (1 << 29) - 1 };
+typedef struct qf_part {
+    uint32_t kind : 2;   /* qf_part_kind */
     uint32_t target : 1; /* of a literal */
     uint32_t index : 29; /* in the layout's literals or copies, or in the jobs */
-} qf_piece;
+} qf_part;
 
-/* *out is malloc'ed. */
+/* *out is to be released with qf_spill_free. */
 qf_status qf_order_build(qf_job *const *jobs, size_t job_count, const qf_layout *layout,
-                         qf_piece **out, size_t *count, qf_error *err);
+                         qf_part **out, size_t *count, qf_error *err);
 
 #endif

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/spill.h"
 #include "exec/order.h"
 #include "exec/writer.h"
 
@@ -46,7 +47,7 @@ typedef struct run {
     const qf_work *work;
     const qf_stage *stage;
     scale scale;
-    qf_piece *pieces;
+    qf_part *pieces;
     size_t piece_count;
     item *items;
     size_t count, cap;
@@ -84,49 +85,49 @@ double qf_monotonic_seconds(void)
 
 /* ---- pieces ---- */
 
-static const qf_job *job_of(const run *r, qf_piece p)
+static const qf_job *job_of(const run *r, qf_part p)
 {
-    return p.kind == QF_PIECE_JOB ? r->work->jobs[p.index] : NULL;
+    return p.kind == QF_PART_JOB ? r->work->jobs[p.index] : NULL;
 }
 
-static const qf_copy *copy_of(const run *r, qf_piece p)
+static const qf_copy *copy_of(const run *r, qf_part p)
 {
-    return p.kind == QF_PIECE_COPY ? &r->work->layout->copies[p.index] : NULL;
+    return p.kind == QF_PART_COPY ? &r->work->layout->copies[p.index] : NULL;
 }
 
-static const qf_varint_index *index_of(const run *r, qf_piece p)
+static const qf_varint_index *index_of(const run *r, qf_part p)
 {
     static const qf_varint_index none;
-    const qf_varint_index *indexes = p.kind == QF_PIECE_JOB    ? r->job_indexes
-                                     : p.kind == QF_PIECE_COPY ? r->copy_indexes
-                                                               : NULL;
+    const qf_varint_index *indexes = p.kind == QF_PART_JOB    ? r->job_indexes
+                                     : p.kind == QF_PART_COPY ? r->copy_indexes
+                                                              : NULL;
     return indexes ? &indexes[p.index] : &none;
 }
 
-static const char *name_of(const run *r, qf_piece p)
+static const char *name_of(const run *r, qf_part p)
 {
-    return p.kind == QF_PIECE_JOB    ? job_of(r, p)->tensor
-           : p.kind == QF_PIECE_COPY ? copy_of(r, p)->tensor
-                                     : "(graph)";
+    return p.kind == QF_PART_JOB    ? job_of(r, p)->tensor
+           : p.kind == QF_PART_COPY ? copy_of(r, p)->tensor
+                                    : "(graph)";
 }
 
-static uint64_t block_count(const run *r, qf_piece p)
+static uint64_t block_count(const run *r, qf_part p)
 {
-    return p.kind == QF_PIECE_JOB ? qf_job_blocks(job_of(r, p)) : qf_copy_blocks(copy_of(r, p));
+    return p.kind == QF_PART_JOB ? qf_job_blocks(job_of(r, p)) : qf_copy_blocks(copy_of(r, p));
 }
 
 /* Bytes that a piece writes to both models together, and the most to one of them. */
-static uint64_t bytes_of(const run *r, qf_piece p, uint64_t *largest)
+static uint64_t bytes_of(const run *r, qf_part p, uint64_t *largest)
 {
     uint64_t sum = 0;
     *largest = 0;
-    if (p.kind == QF_PIECE_LITERAL)
+    if (p.kind == QF_PART_LITERAL)
         return *largest = r->work->layout->literals[p.index].length;
-    const qf_job_output *out = p.kind == QF_PIECE_JOB ? job_of(r, p)->out : copy_of(r, p)->out;
+    const qf_job_output *out = p.kind == QF_PART_JOB ? job_of(r, p)->out : copy_of(r, p)->out;
     for (int t = 0; t < QF_TARGETS; t++) {
-        uint64_t n = !out[t].placed           ? 0
-                     : p.kind == QF_PIECE_JOB ? qf_job_bytes(job_of(r, p), out[t].format)
-                                              : copy_of(r, p)->length;
+        uint64_t n = !out[t].placed          ? 0
+                     : p.kind == QF_PART_JOB ? qf_job_bytes(job_of(r, p), out[t].format)
+                                             : copy_of(r, p)->length;
         sum += n;
         *largest = n > *largest ? n : *largest;
     }
@@ -198,7 +199,7 @@ static qf_status fit_memory(run *r)
 
 static bool add_item(run *r, item it)
 {
-    if (!qf_grow((void **)&r->items, &r->cap, r->count + 1, sizeof *r->items))
+    if (!qf_table_grow((void **)&r->items, &r->cap, r->count + 1, sizeof *r->items))
         return false;
     r->items[r->count++] = it;
     r->total += it.bytes;
@@ -224,7 +225,7 @@ static bool add_items(run *r)
     item batch = {0};
     for (uint32_t i = 0; i < r->piece_count; i++) {
         uint64_t largest, bytes = bytes_of(r, r->pieces[i], &largest);
-        bool small = largest < SMALL || r->pieces[i].kind == QF_PIECE_LITERAL;
+        bool small = largest < SMALL || r->pieces[i].kind == QF_PART_LITERAL;
         if (small) {
             if (!batch.pieces)
                 batch.piece = i;
@@ -289,15 +290,15 @@ static qf_status prepare(run *r)
 
 /* ---- the source ---- */
 
-static const qf_span *span_of(const run *r, qf_piece p)
+static const qf_span *span_of(const run *r, qf_part p)
 {
-    return p.kind == QF_PIECE_JOB ? &job_of(r, p)->source : &copy_of(r, p)->source;
+    return p.kind == QF_PART_JOB ? &job_of(r, p)->source : &copy_of(r, p)->source;
 }
 
-static qf_range reads(const run *r, qf_piece p, uint64_t first, uint64_t count)
+static qf_range reads(const run *r, qf_part p, uint64_t first, uint64_t count)
 {
-    return p.kind == QF_PIECE_JOB ? qf_job_reads(job_of(r, p), first, count)
-                                  : qf_copy_reads(copy_of(r, p), first, count);
+    return p.kind == QF_PART_JOB ? qf_job_reads(job_of(r, p), first, count)
+                                 : qf_copy_reads(copy_of(r, p), first, count);
 }
 
 /* Advises on the whole pages of a part of a span. */
@@ -379,7 +380,7 @@ static bool copy_in_kernel(worker *k, const qf_copy *copy, const item *it)
 }
 
 /* Runs blocks of a piece; `data`, unless NULL, holds what they read of the source. */
-static qf_status run_blocks(worker *k, qf_piece p, uint64_t first, uint64_t count,
+static qf_status run_blocks(worker *k, qf_part p, uint64_t first, uint64_t count,
                             const unsigned char *data, qf_error *err)
 {
     const run *r = k->run;
@@ -389,16 +390,16 @@ static qf_status run_blocks(worker *k, qf_piece p, uint64_t first, uint64_t coun
     qf_copy copy;
     /* where the span would begin if all of it were there */
     uintptr_t moved = data ? (uintptr_t)data - reads(r, p, first, count).offset : 0;
-    if (p.kind == QF_PIECE_JOB)
+    if (p.kind == QF_PART_JOB)
         job = *job_of(r, p);
     else
         copy = *copy_of(r, p);
-    if (data && p.kind == QF_PIECE_JOB)
+    if (data && p.kind == QF_PART_JOB)
         job.source.data = (const unsigned char *)moved;
     else if (data)
         copy.source.data = (const unsigned char *)moved;
     for (uint64_t b = first; status == QF_OK && b < first + count; b++)
-        status = p.kind == QF_PIECE_JOB
+        status = p.kind == QF_PART_JOB
                      ? qf_job_run_block(&job, index_of(r, p), b, &k->scratch, &sink, err)
                      : qf_copy_run_block(&copy, index_of(r, p), b, &sink, err);
     return status;
@@ -411,10 +412,10 @@ static qf_status run_blocks(worker *k, qf_piece p, uint64_t first, uint64_t coun
 static qf_status run_large(worker *k, const item *it, qf_error *err)
 {
     const run *r = k->run;
-    qf_piece p = r->pieces[it->piece];
+    qf_part p = r->pieces[it->piece];
     const qf_span *span = span_of(r, p);
     bool plain = !index_of(r, p)->offsets,
-         turned = p.kind == QF_PIECE_JOB && job_of(r, p)->transposed;
+         turned = p.kind == QF_PART_JOB && job_of(r, p)->transposed;
     qf_range all = reads(r, p, it->first, it->count);
     uint64_t step = r->scale.step / (all.length / it->count + 1) + 1;
     int fd = -1;
@@ -436,9 +437,9 @@ static qf_status run_large(worker *k, const item *it, qf_error *err)
     return status;
 }
 
-static qf_status run_small(worker *k, qf_piece p, qf_error *err)
+static qf_status run_small(worker *k, qf_part p, qf_error *err)
 {
-    if (p.kind != QF_PIECE_LITERAL)
+    if (p.kind != QF_PART_LITERAL)
         return run_blocks(k, p, 0, block_count(k->run, p), NULL, err);
     const qf_literal *l = &k->run->work->layout->literals[p.index];
     return qf_writer_put(&k->writer, l->target, l->file, l->offset, l->data, l->length, err);
@@ -531,8 +532,8 @@ static void release(run *r)
         qf_varint_index_release(&r->copy_indexes[i]);
     free(r->job_indexes);
     free(r->copy_indexes);
-    free(r->pieces);
-    free(r->items);
+    qf_spill_free(r->pieces);
+    qf_spill_free(r->items);
     omp_destroy_lock(&r->lock);
 }
 

@@ -12,6 +12,7 @@
 
 typedef struct resolver {
     qf_model *model;
+    qf_arena *arena;
     qf_strmap by_location; /* location -> index of the file + 1 */
     qf_error *err;
 } resolver;
@@ -163,15 +164,16 @@ static qf_status resolve(Onnx__TensorProto *tensor, void *user)
                                                    QF_FIELD_RAW_DATA, (int)file, entry.offset},
                                           .raw_length = want,
                                           .was_external = true});
-    if (index == SIZE_MAX || !qf_tensor_set_payload(&r->model->arena, tensor, index))
+    if (index == SIZE_MAX || !qf_tensor_set_payload(r->arena, tensor, index))
         return qf_fail_memory(r->err);
     return QF_OK;
 }
 
-qf_status qf_external_resolve(qf_model *model, qf_error *err)
+qf_status qf_external_resolve(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
+                              qf_error *err)
 {
-    resolver r = {.model = model, .err = err};
-    qf_status status = qf_model_each_tensor(model->proto, resolve, &r);
+    resolver r = {.model = model, .arena = arena, .err = err};
+    qf_status status = qf_model_each_tensor(proto, resolve, &r);
     qf_strmap_release(&r.by_location);
     return status;
 }

@@ -5,9 +5,10 @@
 
 #include "onnx/model.h"
 
-/* Gives each external tensor of model->proto a payload that points into a mapped file. Refuses
- * absolute locations, "..", links that lead out of the folder, missing files, and offset and length
- * that do not fit the file or the tensor's dims. */
-qf_status qf_external_resolve(qf_model *model, qf_error *err);
+/* Gives each external tensor of `proto`, which lies in `arena`, a payload that points into a mapped
+ * file. Refuses absolute locations, "..", links that lead out of the folder, missing files, and
+ * offset and length that do not fit the file or the tensor's dims. */
+qf_status qf_external_resolve(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
+                              qf_error *err);
 
 #endif

@@ -36,9 +36,10 @@ struct qf_value {
     size_t result_count, result_cap;
     qf_use *uses; /* in node order, later ones appended */
     size_t use_count, use_cap;
-    bool retyped;   /* dtype or shape changed: its value_info no longer holds */
-    bool dropped;   /* an initializer that is not written */
-    qf_value *next; /* in order of creation */
+    qf_use only_use; /* `uses` points here while it has room for one */
+    bool retyped;    /* dtype or shape changed: its value_info no longer holds */
+    bool dropped;    /* an initializer that is not written */
+    qf_value *next;  /* in order of creation */
 };
 
 struct qf_node {
@@ -76,6 +77,7 @@ typedef struct qf_ir {
     size_t node_count, node_cap;
     qf_strmap node_names, value_names; /* every name in use, of any scope */
     qf_strmap suffixes;                /* name -> last number that was tried behind it */
+    bool no_scopes;                    /* the graphs' maps of values are gone */
 } qf_ir;
 
 /* Links a model. Nodes are sorted; a cycle is an error. In the main graph unnamed nodes get the
@@ -87,6 +89,8 @@ qf_status qf_ir_build(qf_arena *arena, Onnx__ModelProto *model, const char *path
                       qf_error *err);
 /* Frees the hash maps; the rest belongs to the arena. */
 void qf_ir_release(qf_ir *ir);
+/* Drops what only qf_graph_find needs, which must not be called any more. */
+void qf_ir_forget_scopes(qf_ir *ir);
 /* Writes nodes, names, initializers and value_info back into the messages. Nodes are put into an
  * order in which producers come first, if they are not in one already. */
 qf_status qf_ir_finish(qf_ir *ir, const char *path, qf_error *err);
@@ -95,9 +99,11 @@ qf_status qf_ir_finish(qf_ir *ir, const char *path, qf_error *err);
  * QF_ERR_INPUT if there is a cycle. */
 qf_status qf_graph_sort(qf_graph *graph, const char *path, qf_error *err);
 
-/* Puts a zeroed value with a name and a graph into the maps and at the end of the graph's list; for
- * the code that builds and edits graphs. False when memory is exhausted. */
-bool qf_value_enter(qf_ir *ir, qf_value *value);
+/* Whether producers come first now. */
+bool qf_graph_is_sorted(const qf_graph *graph);
+
+/* Puts a value at the end of its graph's list; for the code that builds and edits graphs. */
+void qf_value_append(qf_value *value);
 
 /* ---- looking ---- */
 

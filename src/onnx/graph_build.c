@@ -2,6 +2,7 @@
 /* Linking a model into nodes and values. */
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/graph.h"
 
 typedef struct builder {
@@ -18,24 +19,21 @@ static qf_status refuse(builder *b, const char *item, const char *format, const 
                       detail);
 }
 
-static qf_value *new_value(builder *b, qf_graph *graph, const char *name)
-{
-    qf_value *value = qf_arena_alloc(b->ir->arena, sizeof *value);
-    if (!value)
-        return NULL;
-    value->name = name;
-    value->graph = graph;
-    return qf_value_enter(b->ir, value) ? value : NULL;
-}
-
 /* Declares a name that must be new in its graph. */
 static qf_status declare(builder *b, qf_graph *graph, const char *name, const char *item,
                          qf_value **out)
 {
-    if (qf_strmap_get(&graph->values, name))
+    qf_value *value = qf_arena_alloc(b->ir->arena, sizeof *value);
+    const void *found = value ? qf_strmap_add(&graph->values, name, value) : NULL;
+    if (found && found != value)
         return refuse(b, item, "tensor '%s' is defined twice in one graph", name);
-    *out = new_value(b, graph, name);
-    return *out ? QF_OK : qf_fail_memory(b->err);
+    if (!found || !qf_strmap_set(&b->ir->value_names, name, value))
+        return qf_fail_memory(b->err);
+    value->name = name;
+    value->graph = graph;
+    qf_value_append(value);
+    *out = value;
+    return QF_OK;
 }
 
 static qf_status add_inputs(builder *b, qf_graph *g)
@@ -62,8 +60,9 @@ static qf_status add_initializers(builder *b, qf_graph *g)
         qf_value *value = qf_strmap_get(&g->values, tensor->name);
         if (value && value->init)
             return refuse(b, tensor->name, "initializer '%s' is defined twice", tensor->name);
-        if (!value && !(value = new_value(b, g, tensor->name)))
-            return qf_fail_memory(b->err);
+        qf_status status = value ? QF_OK : declare(b, g, tensor->name, tensor->name, &value);
+        if (status != QF_OK)
+            return status;
         value->init = tensor;
         /* an input that is an initializer is only a default; the reference removes it */
         if (!g->parent && value->input) {
@@ -92,21 +91,24 @@ static qf_status name_node(builder *b, qf_node *node, size_t index)
         if (!given)
             return qf_fail_memory(b->err);
     }
-    qf_node *first = qf_strmap_get(&b->ir->node_names, given);
+    node->renamed = !node->graph->parent;
+    node->name = given;
+    qf_node *first = qf_strmap_add(&b->ir->node_names, given, node);
+    if (first == node)
+        return QF_OK;
     if (first && first->graph == node->graph)
         first->name_shared = true;
-    node->name = qf_ir_unique(b->ir, &b->ir->node_names, given);
-    if (!node->name || !qf_strmap_set(&b->ir->node_names, node->name, node))
-        return qf_fail_memory(b->err);
-    node->renamed = !node->graph->parent;
-    return QF_OK;
+    node->name = first ? qf_ir_unique(b->ir, &b->ir->node_names, given) : NULL;
+    bool entered = node->name && qf_strmap_set(&b->ir->node_names, node->name, node);
+    return entered ? QF_OK : qf_fail_memory(b->err);
 }
 
 static qf_status add_node(builder *b, qf_graph *g, size_t index)
 {
     qf_ir *ir = b->ir;
     qf_node *node = qf_arena_alloc(ir->arena, sizeof *node);
-    if (!node || !qf_grow((void **)&ir->by_id, &ir->node_cap, ir->node_count + 1, sizeof node))
+    if (!node ||
+        !qf_table_grow((void **)&ir->by_id, &ir->node_cap, ir->node_count + 1, sizeof node))
         return qf_fail_memory(b->err);
     node->proto = g->proto->node[index];
     node->graph = g;

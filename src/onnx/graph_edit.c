@@ -4,17 +4,24 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/graph.h"
 
-void qf_ir_release(qf_ir *ir)
+void qf_ir_forget_scopes(qf_ir *ir)
 {
     for (size_t i = 0; i < ir->graph_count; i++)
         qf_strmap_release(&ir->graphs[i]->values);
+    ir->no_scopes = true;
+}
+
+void qf_ir_release(qf_ir *ir)
+{
+    qf_ir_forget_scopes(ir);
     qf_strmap_release(&ir->node_names);
     qf_strmap_release(&ir->value_names);
     qf_strmap_release(&ir->suffixes);
     free(ir->graphs);
-    free(ir->by_id);
+    qf_spill_free(ir->by_id);
     *ir = (qf_ir){0};
 }
 
@@ -118,44 +125,54 @@ const char *qf_ir_unique(qf_ir *ir, const qf_strmap *names, const char *wanted)
     return name;
 }
 
+/* Enters `owner` under a name that is new to `names`: `wanted` if it is free. NULL when memory is
+ * exhausted. */
+static const char *claim(qf_ir *ir, qf_strmap *names, const char *wanted, void *owner)
+{
+    const char *name = qf_arena_strdup(ir->arena, wanted);
+    const void *found = name ? qf_strmap_add(names, name, owner) : NULL;
+    if (!found || found == owner)
+        return found ? name : NULL;
+    name = qf_ir_unique(ir, names, wanted);
+    return name && qf_strmap_set(names, name, owner) ? name : NULL;
+}
+
 bool qf_node_rename(qf_ir *ir, qf_node *node, const char *name)
 {
     if (strcmp(node->name, name) == 0)
         return true;
-    const char *unique = qf_ir_unique(ir, &ir->node_names, name);
+    const char *unique = claim(ir, &ir->node_names, name, node);
     if (!unique)
         return false;
-    if (qf_strmap_get(&ir->node_names, node->name) == node)
-        qf_strmap_set(&ir->node_names, node->name, NULL);
+    qf_strmap_drop(&ir->node_names, node->name, node);
     node->name = unique;
     node->renamed = true;
-    return qf_strmap_set(&ir->node_names, unique, node);
+    return true;
 }
 
 static bool set_value_name(qf_ir *ir, qf_value *value, const char *name)
 {
     value->name = name;
     return qf_strmap_set(&ir->value_names, name, value) &&
-           qf_strmap_set(&value->graph->values, name, value);
+           (ir->no_scopes || qf_strmap_set(&value->graph->values, name, value));
 }
 
 static void forget_value_name(qf_ir *ir, qf_value *value)
 {
-    if (qf_strmap_get(&ir->value_names, value->name) == value)
-        qf_strmap_set(&ir->value_names, value->name, NULL);
-    if (qf_strmap_get(&value->graph->values, value->name) == value)
-        qf_strmap_set(&value->graph->values, value->name, NULL);
+    qf_strmap_drop(&ir->value_names, value->name, value);
+    qf_strmap_drop(&value->graph->values, value->name, value);
 }
 
 bool qf_value_rename(qf_ir *ir, qf_value *value, const char *name)
 {
     if (strcmp(value->name, name) == 0)
         return true;
-    const char *unique = qf_ir_unique(ir, &ir->value_names, name);
+    const char *unique = claim(ir, &ir->value_names, name, value);
     if (!unique)
         return false;
     forget_value_name(ir, value);
-    return set_value_name(ir, value, unique);
+    value->name = unique;
+    return ir->no_scopes || qf_strmap_set(&value->graph->values, unique, value);
 }
 
 /* ---- links ---- */
@@ -163,8 +180,8 @@ bool qf_value_rename(qf_ir *ir, qf_value *value, const char *name)
 static bool add_use(qf_ir *ir, qf_value *value, qf_use use)
 {
     if (value->use_count == value->use_cap) {
-        size_t cap = value->use_cap ? value->use_cap * 2 : 2;
-        qf_use *grown = qf_arena_array(ir->arena, cap, sizeof *grown);
+        size_t cap = value->use_cap ? value->use_cap * 4 : 1; /* most have one */
+        qf_use *grown = cap == 1 ? &value->only_use : qf_arena_array(ir->arena, cap, sizeof *grown);
         if (!grown)
             return false;
         if (value->use_count)
@@ -245,23 +262,23 @@ bool qf_value_move_results(qf_ir *ir, qf_value *from, qf_value *to, const char *
 
 /* ---- nodes and initializers ---- */
 
-bool qf_value_enter(qf_ir *ir, qf_value *value)
+void qf_value_append(qf_value *value)
 {
     qf_graph *graph = value->graph;
     *(graph->last_value ? &graph->last_value->next : &graph->first_value) = value;
     graph->last_value = value;
-    return set_value_name(ir, value, value->name);
 }
 
 static qf_value *add_value(qf_ir *ir, qf_graph *graph, const char *name)
 {
     qf_value *value = qf_arena_alloc(ir->arena, sizeof *value);
-    const char *unique = qf_ir_unique(ir, &ir->value_names, name);
-    if (!value || !unique)
+    const char *unique = value ? claim(ir, &ir->value_names, name, value) : NULL;
+    if (!unique || !(ir->no_scopes || qf_strmap_set(&graph->values, unique, value)))
         return NULL;
     value->name = unique;
     value->graph = graph;
-    return qf_value_enter(ir, value) ? value : NULL;
+    qf_value_append(value);
+    return value;
 }
 
 qf_node *qf_ir_add_node(qf_ir *ir, qf_graph *graph, const char *op_type, const char *name,
@@ -269,8 +286,8 @@ qf_node *qf_ir_add_node(qf_ir *ir, qf_graph *graph, const char *op_type, const c
 {
     qf_node *node = qf_arena_alloc(ir->arena, sizeof *node);
     Onnx__NodeProto *proto = qf_arena_alloc(ir->arena, sizeof *proto);
-    const char *unique = qf_ir_unique(ir, &ir->node_names, name);
-    if (!node || !proto || !unique)
+    const char *unique = node ? claim(ir, &ir->node_names, name, node) : NULL;
+    if (!proto || !unique)
         return NULL;
     onnx__node_proto__init(proto);
     proto->op_type = qf_arena_strdup(ir->arena, op_type);
@@ -279,7 +296,7 @@ qf_node *qf_ir_add_node(qf_ir *ir, qf_graph *graph, const char *op_type, const c
     node->name = unique;
     node->renamed = true;
     node->id = SIZE_MAX;
-    if (!proto->op_type || !qf_strmap_set(&ir->node_names, unique, node))
+    if (!proto->op_type)
         return NULL;
     node->next = before;
     node->prev = before ? before->prev : graph->last;
@@ -314,8 +331,7 @@ void qf_ir_remove_node(qf_ir *ir, qf_node *node)
             node->outputs[i]->dropped = true;
         }
     }
-    if (qf_strmap_get(&ir->node_names, node->name) == node)
-        qf_strmap_set(&ir->node_names, node->name, NULL);
+    qf_strmap_drop(&ir->node_names, node->name, node);
     *(node->prev ? &node->prev->next : &node->graph->first) = node->next;
     *(node->next ? &node->next->prev : &node->graph->last) = node->prev;
     if (node->id != SIZE_MAX)

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Putting a graph's nodes into an order in which producers come first. */
-#include <stdlib.h>
-
+#include "base/spill.h"
 #include "onnx/graph.h"
 
 /* The node of `graph` that `node` is, or is nested in; NULL if it is elsewhere. */
@@ -21,7 +20,7 @@ static size_t node_count(const qf_graph *graph)
 }
 
 /* Leaves the position of each node in `order`. */
-static bool is_sorted(const qf_graph *graph)
+bool qf_graph_is_sorted(const qf_graph *graph)
 {
     size_t i = 0;
     for (qf_node *node = graph->first; node; node = node->next)
@@ -86,16 +85,16 @@ static void relink(qf_graph *graph, qf_node *const *sorted, size_t count)
 
 qf_status qf_graph_sort(qf_graph *graph, const char *path, qf_error *err)
 {
-    if (is_sorted(graph))
+    if (qf_graph_is_sorted(graph))
         return QF_OK;
     size_t count = node_count(graph);
-    qf_node **sorted = calloc(count, sizeof *sorted);
+    qf_node **sorted = qf_spill_alloc(count * sizeof *sorted);
     if (!sorted)
         return qf_fail_memory(err);
     bool acyclic = sort(graph, sorted);
     if (acyclic)
         relink(graph, sorted, count);
-    free(sorted);
+    qf_spill_free(sorted);
     if (!acyclic)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
                           "the graph has a cycle; ONNX graphs must not");

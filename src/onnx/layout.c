@@ -7,6 +7,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "base/spill.h"
 #include "onnx/splice.h"
 
 enum {
@@ -90,7 +91,8 @@ static qf_status add_file(layouter *l, const char *name, int *index)
 {
     qf_layout *out = l->out;
     if (!name ||
-        !qf_grow((void **)&out->files, &out->file_cap, out->file_count + 1, sizeof *out->files) ||
+        !qf_table_grow((void **)&out->files, &out->file_cap, out->file_count + 1,
+                       sizeof *out->files) ||
         !qf_strmap_set(&out->names, name, out))
         return qf_fail_memory(l->err);
     if (strlen(name) > NAME_LIMIT)
@@ -110,8 +112,8 @@ static qf_status add_literal(layouter *l, int file, uint64_t offset, const void 
     qf_layout *out = l->out;
     if (!n)
         return QF_OK;
-    if (!qf_grow((void **)&out->literals, &out->literal_cap, out->literal_count + 1,
-                 sizeof *out->literals))
+    if (!qf_table_grow((void **)&out->literals, &out->literal_cap, out->literal_count + 1,
+                       sizeof *out->literals))
         return qf_fail_memory(l->err);
     out->literals[out->literal_count++] = (qf_literal){l->request->target, file, offset, data, n};
     return QF_OK;
@@ -122,19 +124,18 @@ static qf_copy *copy_for(layouter *l, size_t index, const qf_copy *wanted)
 {
     qf_layout *out = l->out;
     if (index >= out->copy_of_count) {
-        size_t count = l->payloads->count;
-        size_t *grown = realloc(out->copy_of, count * sizeof *grown);
-        if (!grown)
+        size_t known_count = out->copy_of_count, count = l->payloads->count;
+        if (!qf_table_grow((void **)&out->copy_of, &out->copy_of_cap, count, sizeof(size_t)))
             return NULL;
-        memset(grown + out->copy_of_count, 0, (count - out->copy_of_count) * sizeof *grown);
-        out->copy_of = grown;
+        memset(out->copy_of + known_count, 0, (count - known_count) * sizeof(size_t));
         out->copy_of_count = count;
     }
     size_t known = out->copy_of[index];
     if (known && out->copies[known - 1].decode == wanted->decode &&
         !out->copies[known - 1].out[l->request->target].placed)
         return &out->copies[known - 1];
-    if (!qf_grow((void **)&out->copies, &out->copy_cap, out->copy_count + 1, sizeof *out->copies))
+    if (!qf_table_grow((void **)&out->copies, &out->copy_cap, out->copy_count + 1,
+                       sizeof *out->copies))
         return NULL;
     out->copies[out->copy_count] = *wanted;
     out->copy_of[index] = ++out->copy_count;
@@ -190,7 +191,7 @@ static bool has_payload(const layouter *l, const Onnx__TensorProto *tensor)
 
 static qf_status add_candidate(layouter *l, Onnx__TensorProto *tensor)
 {
-    if (!qf_grow((void **)&l->tensors, &l->tensor_cap, l->tensor_count + 1, sizeof tensor))
+    if (!qf_table_grow((void **)&l->tensors, &l->tensor_cap, l->tensor_count + 1, sizeof tensor))
         return qf_fail_memory(l->err);
     l->tensors[l->tensor_count++] = tensor;
     return QF_OK;
@@ -367,7 +368,7 @@ static int larger_first(const void *a, const void *b)
 /* The reference's rule (facts 8): while the model is at or over the limit, its largest tensor. */
 static qf_status externalize_until(layouter *l, qf_spliced *total)
 {
-    candidate *list = malloc((l->tensor_count + 1) * sizeof *list);
+    candidate *list = qf_spill_alloc((l->tensor_count + 1) * sizeof *list);
     size_t n = 0;
     if (!list)
         return qf_fail_memory(l->err);
@@ -385,16 +386,16 @@ static qf_status externalize_until(layouter *l, qf_spliced *total)
         status = make_external(l, list[i].tensor);
         total->graph_size -= list[i].size - field_size(l, list[i].tensor);
     }
-    free(list);
+    qf_spill_free(list);
     return status;
 }
 
-static qf_status choose_external(layouter *l)
+/* Moves tensors out that go by themselves, then, if the model is too large, others. Leaves it
+ * spliced. */
+static qf_status choose_external(layouter *l, qf_spliced *spliced)
 {
     const qf_layout_request *r = l->request;
-    if (r->external == QF_EXTERNAL_NEVER)
-        return QF_OK;
-    for (size_t i = 0; i < l->tensor_count; i++) {
+    for (size_t i = 0; i < l->tensor_count && r->external != QF_EXTERNAL_NEVER; i++) {
         Onnx__TensorProto *tensor = l->tensors[i];
         const qf_payload *p = payload_of(l, tensor);
         bool shared = is_shared(l, tensor);
@@ -407,12 +408,12 @@ static qf_status choose_external(layouter *l)
                 return status;
         }
     }
-    qf_spliced measured;
-    qf_status status = qf_splice_measure(l->model, l->payloads, &measured, l->err);
-    if (status == QF_OK)
-        status = externalize_until(l, &measured);
-    qf_spliced_release(&measured);
-    return status;
+    qf_status status = qf_splice(l->model, l->payloads, spliced, l->err);
+    if (status != QF_OK || r->external == QF_EXTERNAL_NEVER || spliced->size < r->threshold)
+        return status;
+    status = externalize_until(l, spliced);
+    qf_spliced_release(spliced);
+    return status == QF_OK ? qf_splice(l->model, l->payloads, spliced, l->err) : status;
 }
 
 /* ---- the .onnx ---- */
@@ -420,30 +421,23 @@ static qf_status choose_external(layouter *l)
 /* Takes the literal bytes over from `spliced`. */
 static qf_status lay_out_graph(layouter *l, qf_spliced *spliced, int file)
 {
-    qf_layout *out = l->out;
-    if (!qf_grow((void **)&out->buffers, &out->buffer_cap, out->buffer_count + 1,
-                 sizeof *out->buffers))
-        return qf_fail_memory(l->err);
-    unsigned char *literals = spliced->literals;
-    spliced->literals = NULL;
-    out->buffers[out->buffer_count++] = literals;
-    out->files[file].size = spliced->size;
+    qf_arena *literals = &l->out->literal_bytes[l->request->target];
+    *literals = spliced->arena;
+    qf_arena_init(&spliced->arena);
+    l->out->files[file].size = spliced->size;
     qf_status status = QF_OK;
     uint64_t offset = 0;
-    size_t used = 0;
-    for (size_t i = 0; status == QF_OK && i < spliced->hole_count; i++) {
-        const qf_hole *hole = &spliced->holes[i];
-        status = add_literal(l, file, offset, literals + used, hole->literal_before);
-        offset += hole->literal_before;
-        used += hole->literal_before;
-        if (status == QF_OK)
-            status = place(
-                l, &(Onnx__TensorProto){.name = (char *)"(inline)", .data_type = hole->data_type},
-                hole->payload, file, offset, false);
-        offset += hole->length;
+    for (size_t i = 0; status == QF_OK && i < spliced->count; i++) {
+        const qf_piece *piece = &spliced->pieces[i];
+        status = add_literal(l, file, offset, piece->literal, piece->literal_length);
+        offset += piece->literal_length;
+        if (status != QF_OK || piece->payload == SIZE_MAX)
+            continue;
+        status = place(
+            l, &(Onnx__TensorProto){.name = (char *)"(inline)", .data_type = piece->data_type},
+            piece->payload, file, offset, false);
+        offset += piece->length;
     }
-    if (status == QF_OK)
-        status = add_literal(l, file, offset, literals + used, spliced->literal_length - used);
     return status;
 }
 
@@ -460,15 +454,13 @@ qf_status qf_layout_add(qf_layout *layout, Onnx__ModelProto *model, const qf_pay
     qf_spliced spliced = {0};
     qf_status status = collect(&l);
     if (status == QF_OK)
-        status = choose_external(&l);
-    if (status == QF_OK)
-        status = qf_splice(model, payloads, &spliced, err);
+        status = choose_external(&l, &spliced);
     if (status == QF_OK)
         status = add_file(&l, model_file_name(&l, "onnx"), &file);
     if (status == QF_OK)
         status = lay_out_graph(&l, &spliced, file);
     qf_spliced_release(&spliced);
-    free(l.tensors);
+    qf_spill_free(l.tensors);
     return status;
 }
 
@@ -481,8 +473,8 @@ qf_status qf_layout_add_verbatim(qf_layout *layout, const qf_file *source,
     if (status != QF_OK)
         return status;
     layout->files[file].size = source->size;
-    if (!qf_grow((void **)&layout->copies, &layout->copy_cap, layout->copy_count + 1,
-                 sizeof *layout->copies))
+    if (!qf_table_grow((void **)&layout->copies, &layout->copy_cap, layout->copy_count + 1,
+                       sizeof *layout->copies))
         return qf_fail_memory(err);
     qf_copy *copy = &layout->copies[layout->copy_count++];
     *copy = (qf_copy){.file = source->path,
@@ -496,13 +488,12 @@ qf_status qf_layout_add_verbatim(qf_layout *layout, const qf_file *source,
 
 void qf_layout_release(qf_layout *layout)
 {
-    for (size_t i = 0; i < layout->buffer_count; i++)
-        free(layout->buffers[i]);
-    free(layout->buffers);
-    free(layout->files);
-    free(layout->literals);
-    free(layout->copies);
-    free(layout->copy_of);
+    for (int t = 0; t < QF_TARGETS; t++)
+        qf_arena_release(&layout->literal_bytes[t]);
+    qf_spill_free(layout->files);
+    qf_spill_free(layout->literals);
+    qf_spill_free(layout->copies);
+    qf_spill_free(layout->copy_of);
     qf_strmap_release(&layout->names);
     qf_strmap_release(&layout->repeats);
 }

@@ -3,9 +3,10 @@
  * From finished graphs to files: which tensors go into external files, what each file is called and
  * how long it is, and where in it each payload lies.
  *
- * The graph is packed by protobuf-c without payloads; the wire bytes are then copied once more with
- * the payloads' places left open and every enclosing length put right. What remains to be written
- * is literal bytes, copies of source spans, and jobs, each at a known offset of a known file.
+ * The graph is packed by protobuf-c, node by node, without payloads; the wire bytes are copied with
+ * the payloads' places left open and every enclosing length put right (splice.h). What remains to
+ * be written is literal bytes, copies of source spans, and jobs, each at a known offset of a known
+ * file.
  */
 #ifndef QF_ONNX_LAYOUT_H
 #define QF_ONNX_LAYOUT_H
@@ -36,9 +37,8 @@ typedef struct qf_layout {
     qf_copy *copies;
     size_t copy_count, copy_cap;
     size_t *copy_of; /* payload index -> index into copies + 1, so that both targets share one */
-    size_t copy_of_count;
-    unsigned char **buffers; /* literal bytes, one per model */
-    size_t buffer_count, buffer_cap;
+    size_t copy_of_count, copy_of_cap;
+    qf_arena literal_bytes[QF_TARGETS];
     qf_strmap names;   /* files named so far */
     qf_strmap repeats; /* name -> last number behind it */
 } qf_layout;

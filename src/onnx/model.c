@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/external.h"
 #include "onnx/scan.h"
 #include "quant/inspect.h"
@@ -31,7 +32,7 @@ qf_status qf_skeleton_pack(const Onnx__ModelProto *model, unsigned char **out, s
                            qf_error *err)
 {
     *length = onnx__model_proto__get_packed_size(model);
-    *out = malloc(*length ? *length : 1);
+    *out = qf_spill_alloc(*length);
     if (!*out)
         return qf_fail_memory(err);
     onnx__model_proto__pack(model, *out);
@@ -157,6 +158,27 @@ static qf_status find_folder(qf_model *model, const char *path, qf_error *err)
     return model->folder ? QF_OK : qf_fail_memory(err);
 }
 
+/* Unpacks the skeleton, completes it and looks at what it holds. */
+static qf_status read_graph(qf_model *model, const char *path, qf_arena *arena, qf_error *err)
+{
+    Onnx__ModelProto *proto;
+    qf_status status =
+        qf_skeleton_unpack(model->skeleton, model->skeleton_length, path, arena, &proto, err);
+    if (status == QF_OK)
+        status = qf_external_resolve(model, arena, proto, err);
+    if (status == QF_OK)
+        status = qf_model_each_tensor(proto, measure_raw, model);
+    if (status == QF_OK) {
+        /* from here on the skeleton also carries the payloads of external tensors */
+        qf_spill_free(model->skeleton);
+        model->skeleton = NULL;
+        status = qf_skeleton_pack(proto, &model->skeleton, &model->skeleton_length, err);
+    }
+    if (status == QF_OK)
+        status = qf_layer_scan_create(model, arena, proto, &model->layers, err);
+    return status;
+}
+
 qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
 {
     if (!path || !out)
@@ -164,7 +186,8 @@ qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
     qf_model *model = calloc(1, sizeof *model);
     if (!model)
         return qf_fail_memory(err);
-    qf_arena_init(&model->arena);
+    qf_arena arena;
+    qf_arena_init(&arena);
     qf_status status = QF_OK;
     if (!qf_grow((void **)&model->files, &model->file_cap, 1, sizeof *model->files))
         status = qf_fail_memory(err);
@@ -178,20 +201,8 @@ qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
         status = qf_scan(&model->files[0], &model->payloads, &model->skeleton,
                          &model->skeleton_length, err);
     if (status == QF_OK)
-        status = qf_skeleton_unpack(model->skeleton, model->skeleton_length, path, &model->arena,
-                                    &model->proto, err);
-    if (status == QF_OK)
-        status = qf_external_resolve(model, err);
-    if (status == QF_OK)
-        status = qf_model_each_tensor(model->proto, measure_raw, model);
-    if (status == QF_OK) {
-        /* from here on the skeleton also carries the payloads of external tensors */
-        free(model->skeleton);
-        model->skeleton = NULL;
-        status = qf_skeleton_pack(model->proto, &model->skeleton, &model->skeleton_length, err);
-    }
-    if (status == QF_OK)
-        status = qf_layer_scan_create(model, &model->layers, err);
+        status = read_graph(model, path, &arena, err);
+    qf_arena_release(&arena);
     if (status != QF_OK) {
         qf_model_close(model);
         return status;
@@ -208,9 +219,8 @@ void qf_model_close(qf_model *model)
         qf_file_close(&model->files[i]);
     free(model->files);
     free(model->folder);
-    free(model->skeleton);
+    qf_spill_free(model->skeleton);
     qf_payloads_release(&model->payloads);
-    qf_arena_release(&model->arena);
     qf_layer_scan_free(model->layers);
     free(model);
 }

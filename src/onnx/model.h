@@ -14,15 +14,13 @@ struct qf_model {
     qf_payloads payloads;
     unsigned char *skeleton; /* serialized ModelProto, external tensors with payloads as well */
     size_t skeleton_length;
-    qf_arena arena;
-    Onnx__ModelProto *proto;      /* the skeleton unpacked; not to be modified */
     struct qf_layer_scan *layers; /* quant/inspect.c */
 };
 
 /* Unpacks a skeleton into `arena`. */
 qf_status qf_skeleton_unpack(const unsigned char *skeleton, size_t length, const char *path,
                              qf_arena *arena, Onnx__ModelProto **out, qf_error *err);
-/* Packs a model; *out is malloc'ed. */
+/* Packs a model; *out is to be freed by qf_spill_free. */
 qf_status qf_skeleton_pack(const Onnx__ModelProto *model, unsigned char **out, size_t *length,
                            qf_error *err);
 

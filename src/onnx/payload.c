@@ -1,21 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "onnx/payload.h"
 
-#include <stdlib.h>
+#include <string.h>
 
+#include "base/spill.h"
 #include "onnx/wire.h"
 
 size_t qf_payloads_add(qf_payloads *table, qf_payload payload)
 {
-    if (!qf_grow((void **)&table->items, &table->cap, table->count + 1, sizeof payload))
+    if (!qf_table_grow((void **)&table->items, &table->cap, table->count + 1, sizeof payload))
         return SIZE_MAX;
     table->items[table->count] = payload;
     return table->count++;
 }
 
+bool qf_payloads_copy(qf_payloads *to, const qf_payloads *from)
+{
+    if (!qf_table_grow((void **)&to->items, &to->cap, from->count, sizeof *to->items))
+        return false;
+    if (from->count)
+        memcpy(to->items, from->items, from->count * sizeof *to->items);
+    to->count = from->count;
+    return true;
+}
+
 void qf_payloads_release(qf_payloads *table)
 {
-    free(table->items);
+    qf_spill_free(table->items);
     *table = (qf_payloads){0};
 }
 

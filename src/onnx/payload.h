@@ -69,6 +69,8 @@ typedef struct qf_payloads {
 
 /* Appends and returns the index, or SIZE_MAX when memory is exhausted. */
 size_t qf_payloads_add(qf_payloads *table, qf_payload payload);
+/* Makes `to`, which is empty, a copy. False when memory is exhausted. */
+bool qf_payloads_copy(qf_payloads *to, const qf_payloads *from);
 void qf_payloads_release(qf_payloads *table);
 
 /* Index of the tensor's payload, or SIZE_MAX if it has none. */

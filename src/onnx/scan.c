@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "onnx/scan.h"
 
-#include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/wire.h"
 
 enum {
@@ -11,6 +11,7 @@ enum {
     /* Room for the length of a nested message, written as a padded varint because it is known only
      * after the message; protobuf readers accept padding. */
     LENGTH_ROOM = 5,
+    FORGOTTEN = 256 * 1024, /* bytes of a tensor that are worth a call to give pages back */
 };
 /* protobuf-c holds sizes of messages in 32 bits. */
 static const size_t max_skeleton = (size_t)1 << 30;
@@ -20,6 +21,7 @@ typedef struct scanner {
     qf_payloads *payloads;
     unsigned char *out;
     size_t length, cap;
+    const unsigned char *kept; /* pages from here on may be in memory because of the scan */
     qf_error *err;
 } scanner;
 
@@ -35,7 +37,7 @@ static qf_status put(scanner *s, const void *bytes, size_t n)
     if (n > max_skeleton - s->length)
         return qf_fail_at(s->err, QF_ERR_INPUT, (qf_where){.file = s->file->path},
                           "the graph without its weights exceeds 1 GiB; is this an ONNX model?");
-    if (!qf_grow((void **)&s->out, &s->cap, s->length + n, 1))
+    if (!qf_table_grow((void **)&s->out, &s->cap, s->length + n, 1))
         return qf_fail_memory(s->err);
     if (n)
         memcpy(s->out + s->length, bytes, n);
@@ -97,6 +99,11 @@ static qf_status put_span(scanner *s, const qf_wire_field *f)
                                   .span = {f->data, f->length, (int)f->number, 0, offset}});
     if (index == SIZE_MAX)
         return qf_fail_memory(s->err);
+    /* of a file that the system has cached, each look at a message maps the pages around it too */
+    if (f->length >= FORGOTTEN) {
+        qf_file_forget(s->kept, f->data + f->length);
+        s->kept = f->data + f->length - FORGOTTEN; /* the next look maps pages before it as well */
+    }
     unsigned char varint[QF_VARINT_MAX];
     qf_status status = put_tag(s, QF_PAYLOAD_FIELD, QF_WIRE_VARINT);
     return status != QF_OK ? status : put(s, varint, qf_varint_put(varint, index));
@@ -149,11 +156,11 @@ qf_status qf_scan(const qf_file *file, qf_payloads *payloads, unsigned char **sk
     if (!file->size)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = file->path},
                           "the model is empty; an ONNX file was expected");
-    scanner s = {.file = file, .payloads = payloads, .err = err};
+    scanner s = {.file = file, .payloads = payloads, .kept = file->data, .err = err};
     qf_wire wire = {file->data, file->data + file->size};
     qf_status status = scan_message(&s, &onnx__model_proto__descriptor, wire, 0);
     if (status != QF_OK) {
-        free(s.out);
+        qf_spill_free(s.out);
         return status;
     }
     *skeleton = s.out;

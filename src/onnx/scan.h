@@ -14,9 +14,10 @@
 #include "base/file.h"
 #include "onnx/payload.h"
 
-/* Scans the mapped `file`. On success *skeleton is malloc'ed and one QF_PAYLOAD_SPAN payload stands
- * in `payloads` for each tensor that has data, raw_length still 0. Tensors whose typed data is not
- * one packed field (legal, but written by nobody known) keep it in the skeleton. */
+/* Scans the mapped `file`. On success *skeleton is to be freed by qf_spill_free and one
+ * QF_PAYLOAD_SPAN payload stands in `payloads` for each tensor that has data, raw_length still 0.
+ * Tensors whose typed data is not one packed field (legal, but written by nobody known) keep it in
+ * the skeleton. */
 qf_status qf_scan(const qf_file *file, qf_payloads *payloads, unsigned char **skeleton,
                   size_t *length, qf_error *err);
 

@@ -1,18 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "onnx/splice.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-#include "onnx/model.h"
+#include "base/spill.h"
+#include "onnx/macro.h"
+
+enum { CHUNK = 64 * 1024, FIELD_NODE = 1, FIELD_INITIALIZER = 5, FIELD_GRAPH = 7 };
+
+char qf_macro_type[] = "quantfold.macro";
 
 typedef struct splicer {
     const qf_payloads *payloads;
     qf_spliced *out;
-    uint64_t *sizes; /* of nested messages, in the order in which they are entered */
+    unsigned char *scratch; /* a packed message */
+    size_t scratch_cap;
+    uint64_t *sizes; /* of its nested messages, in the order in which they are entered */
     size_t size_count, size_cap, next_size;
-    size_t literal_mark; /* literal_length at the last hole */
-    bool memory;         /* ran out */
+    unsigned char *chunk; /* literal bytes go here */
+    size_t used, room;    /* bytes of the chunk in the current piece, and left behind them */
+    uint64_t written;     /* literal bytes and holes so far */
+    bool memory;          /* ran out */
 } splicer;
 
 /* ---- payload fields ---- */
@@ -96,15 +104,13 @@ static uint64_t measure(splicer *s, const ProtobufCMessageDescriptor *desc, qf_w
             size += qf_payload_field_size(&s->payloads->items[marker_index(&f)]);
         } else if (inner) {
             size_t slot = s->size_count;
-            if (!qf_grow((void **)&s->sizes, &s->size_cap, slot + 1, sizeof *s->sizes)) {
+            if (!qf_table_grow((void **)&s->sizes, &s->size_cap, slot + 1, sizeof *s->sizes)) {
                 s->memory = true;
                 return 0;
             }
             s->size_count++;
             uint64_t n = measure(s, inner, (qf_wire){f.data, f.data + f.length});
             s->sizes[slot] = n;
-            if (desc == &onnx__model_proto__descriptor && inner == &onnx__graph_proto__descriptor)
-                s->out->graph_size = n;
             size += qf_len_field_size(f.number, n);
         } else {
             size += (uint64_t)(wire.at - f.start);
@@ -115,16 +121,52 @@ static uint64_t measure(splicer *s, const ProtobufCMessageDescriptor *desc, qf_w
 
 /* ---- emitting ---- */
 
-static void put(splicer *s, const void *bytes, size_t n)
+/* Ends the current piece. */
+static qf_piece *close_piece(splicer *s)
 {
     qf_spliced *out = s->out;
-    if (!qf_grow((void **)&out->literals, &out->literal_cap, out->literal_length + n, 1)) {
+    if (!qf_table_grow((void **)&out->pieces, &out->cap, out->count + 1, sizeof *out->pieces)) {
         s->memory = true;
-        return;
+        return NULL;
     }
-    if (n)
-        memcpy(out->literals + out->literal_length, bytes, n);
-    out->literal_length += n;
+    qf_piece *piece = &out->pieces[out->count++];
+    *piece = (qf_piece){.literal = s->chunk, .literal_length = s->used, .payload = SIZE_MAX};
+    s->chunk += s->used;
+    s->used = 0;
+    return piece;
+}
+
+/* A new chunk with room for `n` bytes in one piece. */
+static bool begin_chunk(splicer *s, size_t n)
+{
+    size_t bytes = n > CHUNK ? n : CHUNK;
+    if (s->used && !close_piece(s))
+        return false;
+    s->chunk = qf_arena_alloc(&s->out->arena, bytes);
+    s->room = s->chunk ? bytes : 0;
+    s->memory = !s->chunk;
+    return !s->memory;
+}
+
+/* Room for `n` bytes, which count as written; NULL when memory is exhausted. */
+static unsigned char *reserve(splicer *s, size_t n)
+{
+    if (s->memory)
+        return NULL;
+    if (s->room < n && !begin_chunk(s, n))
+        return NULL;
+    unsigned char *at = s->chunk + s->used;
+    s->used += n;
+    s->room -= n;
+    s->written += n;
+    return at;
+}
+
+static void put(splicer *s, const void *bytes, size_t n)
+{
+    unsigned char *at = reserve(s, n);
+    if (at && n)
+        memcpy(at, bytes, n);
 }
 
 static void put_varint(splicer *s, uint64_t value)
@@ -133,25 +175,29 @@ static void put_varint(splicer *s, uint64_t value)
     put(s, bytes, qf_varint_put(bytes, value));
 }
 
+static void put_length(splicer *s, uint32_t number, uint64_t length)
+{
+    put_varint(s, (uint64_t)number << 3 | QF_WIRE_LEN);
+    put_varint(s, length);
+}
+
 static void put_payload(splicer *s, size_t index, int32_t data_type)
 {
     const qf_payload *p = &s->payloads->items[index];
     uint64_t length = content_length(p);
-    put_varint(s, (uint64_t)p->field << 3 | QF_WIRE_LEN);
-    put_varint(s, length);
+    put_length(s, (uint32_t)p->field, length);
     if (is_encoded(p)) {
         for (size_t i = 0; i < p->raw_length / element_width(p); i++)
             put_varint(s, read_element(p, i));
         return;
     }
-    qf_spliced *out = s->out;
-    if (!qf_grow((void **)&out->holes, &out->hole_cap, out->hole_count + 1, sizeof *out->holes)) {
-        s->memory = true;
+    qf_piece *piece = s->memory ? NULL : close_piece(s);
+    if (!piece)
         return;
-    }
-    out->holes[out->hole_count++] =
-        (qf_hole){out->literal_length - s->literal_mark, index, length, data_type};
-    s->literal_mark = out->literal_length;
+    piece->payload = index;
+    piece->length = length;
+    piece->data_type = data_type;
+    s->written += length;
 }
 
 /* The payload of a tensor message, SIZE_MAX if it has none. */
@@ -181,8 +227,7 @@ static void emit(splicer *s, const ProtobufCMessageDescriptor *desc, qf_wire wir
         if (is_marker(desc, &f))
             continue;
         if (inner) {
-            put_varint(s, (uint64_t)f.number << 3 | QF_WIRE_LEN);
-            put_varint(s, s->sizes[s->next_size++]);
+            put_length(s, f.number, s->sizes[s->next_size++]);
             emit(s, inner, (qf_wire){f.data, f.data + f.length});
         } else {
             if (desc == &onnx__tensor_proto__descriptor && f.number == 2)
@@ -192,22 +237,124 @@ static void emit(splicer *s, const ProtobufCMessageDescriptor *desc, qf_wire wir
     }
 }
 
-static qf_status run(const Onnx__ModelProto *model, const qf_payloads *payloads, bool whole,
-                     qf_spliced *out, qf_error *err)
+/* ---- messages ---- */
+
+/* A message that may hold payloads; as field `number`, or, for 0, its fields alone. */
+static void put_message(splicer *s, uint32_t number, const ProtobufCMessage *message)
+{
+    size_t length = protobuf_c_message_get_packed_size(message);
+    if (s->memory || !qf_table_grow((void **)&s->scratch, &s->scratch_cap, length, 1)) {
+        s->memory = true;
+        return;
+    }
+    protobuf_c_message_pack(message, s->scratch);
+    qf_wire wire = {s->scratch, s->scratch + length};
+    s->size_count = s->next_size = 0;
+    uint64_t size = measure(s, message->descriptor, wire);
+    if (number)
+        put_length(s, number, size);
+    emit(s, message->descriptor, wire);
+}
+
+/* A node without tensors or graphs. */
+static bool put_plain_node(void *user, const Onnx__NodeProto *node)
+{
+    splicer *s = user;
+    size_t length = onnx__node_proto__get_packed_size(node);
+    put_length(s, FIELD_NODE, length);
+    unsigned char *at = reserve(s, length);
+    if (at)
+        onnx__node_proto__pack(node, at);
+    return at != NULL;
+}
+
+static bool may_hold_payloads(const Onnx__NodeProto *node)
+{
+    for (size_t i = 0; i < node->n_attribute; i++) {
+        const Onnx__AttributeProto *a = node->attribute[i];
+        if (a->t || a->g || a->sparse_tensor || a->n_tensors || a->n_graphs || a->n_sparse_tensors)
+            return true;
+    }
+    return false;
+}
+
+static void put_node(splicer *s, const Onnx__NodeProto *node)
+{
+    const qf_macro *macro = qf_macro_of(node);
+    if (macro)
+        s->memory |= !macro->write(macro, put_plain_node, s);
+    else if (may_hold_payloads(node))
+        put_message(s, FIELD_NODE, &node->base);
+    else
+        put_plain_node(s, node);
+}
+
+/* In the order of field numbers: nodes, name, initializers, everything else. */
+static void put_graph(splicer *s, const Onnx__GraphProto *graph)
+{
+    Onnx__GraphProto name = ONNX__GRAPH_PROTO__INIT, rest = *graph;
+    name.name = rest.name;
+    rest.name = NULL;
+    rest.n_node = rest.n_initializer = 0;
+    for (size_t i = 0; i < graph->n_node && !s->memory; i++)
+        put_node(s, graph->node[i]);
+    put_message(s, 0, &name.base);
+    for (size_t i = 0; i < graph->n_initializer && !s->memory; i++)
+        put_message(s, FIELD_INITIALIZER, &graph->initializer[i]->base);
+    put_message(s, 0, &rest.base);
+}
+
+/* What stands before the graph, with the graph's tag and length, which are known last: the first
+ * piece, which was left for it. */
+static void put_head(splicer *s, const Onnx__ModelProto *model)
+{
+    Onnx__ModelProto head = ONNX__MODEL_PROTO__INIT;
+    head.has_ir_version = model->has_ir_version;
+    head.ir_version = model->ir_version;
+    head.producer_name = model->producer_name;
+    head.producer_version = model->producer_version;
+    head.domain = model->domain;
+    head.has_model_version = model->has_model_version;
+    head.model_version = model->model_version;
+    head.doc_string = model->doc_string;
+    if (s->memory || !begin_chunk(s, onnx__model_proto__get_packed_size(&head) + 2 * QF_VARINT_MAX))
+        return;
+    put_message(s, 0, &head.base);
+    put_length(s, FIELD_GRAPH, s->out->graph_size);
+    s->out->pieces[0].literal = s->chunk;
+    s->out->pieces[0].literal_length = s->used;
+}
+
+static void put_tail(splicer *s, const Onnx__ModelProto *model)
+{
+    Onnx__ModelProto tail = *model;
+    tail.has_ir_version = tail.has_model_version = 0;
+    tail.producer_name = tail.producer_version = tail.domain = tail.doc_string = NULL;
+    tail.graph = NULL;
+    put_message(s, 0, &tail.base);
+}
+
+static void put_model(splicer *s, const Onnx__ModelProto *model)
+{
+    close_piece(s); /* kept for the head */
+    put_graph(s, model->graph);
+    s->out->graph_size = s->written;
+    put_tail(s, model);
+    if (!s->memory)
+        close_piece(s);
+    put_head(s, model);
+    s->out->size = s->written;
+}
+
+qf_status qf_splice(const Onnx__ModelProto *model, const qf_payloads *payloads, qf_spliced *out,
+                    qf_error *err)
 {
     *out = (qf_spliced){0};
+    qf_arena_init(&out->arena);
     splicer s = {.payloads = payloads, .out = out};
-    unsigned char *packed;
-    size_t length;
-    qf_status status = qf_skeleton_pack(model, &packed, &length, err);
-    if (status != QF_OK)
-        return status;
-    qf_wire wire = {packed, packed + length};
-    out->size = measure(&s, &onnx__model_proto__descriptor, wire);
-    if (whole && !s.memory)
-        emit(&s, &onnx__model_proto__descriptor, wire);
-    free(s.sizes);
-    free(packed);
+    put_model(&s, model);
+    qf_spill_free(s.sizes);
+    qf_spill_free(s.scratch);
     if (s.memory) {
         qf_spliced_release(out);
         return qf_fail_memory(err);
@@ -215,21 +362,9 @@ static qf_status run(const Onnx__ModelProto *model, const qf_payloads *payloads,
     return QF_OK;
 }
 
-qf_status qf_splice_measure(const Onnx__ModelProto *model, const qf_payloads *payloads,
-                            qf_spliced *out, qf_error *err)
-{
-    return run(model, payloads, false, out, err);
-}
-
-qf_status qf_splice(const Onnx__ModelProto *model, const qf_payloads *payloads, qf_spliced *out,
-                    qf_error *err)
-{
-    return run(model, payloads, true, out, err);
-}
-
 void qf_spliced_release(qf_spliced *spliced)
 {
-    free(spliced->literals);
-    free(spliced->holes);
+    qf_spill_free(spliced->pieces);
+    qf_arena_release(&spliced->arena);
     *spliced = (qf_spliced){0};
 }

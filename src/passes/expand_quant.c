@@ -5,18 +5,23 @@
  * on. In older models (the reference writes invalid ones for them) adding and subtracting 1.5 *
  * 2^23 rounds to even just as well: where that sum is not exact, the value is far outside the clip
  * range.
+ *
+ * The nodes are written from a macro (onnx/macro.h), because there are ten for each layer. Where
+ * that cannot be, they are put into the graph one by one.
  */
 #include <string.h>
 
-#include "passes/passes.h"
+#include "passes/expansion.h"
 
-typedef struct expansion {
-    qf_pass *p;
+typedef struct quant_macro {
+    qf_macro macro;
     const char *prefix; /* <layer>.quant.fakequant */
-    qf_node *before;    /* what the new nodes are put before */
-    qf_value *value;    /* result so far */
-    bool failed;
-} expansion;
+    float scale_d;
+    int32_t offset;
+    int bits;
+    bool cast;   /* the input is not float32 */
+    bool modern; /* opset 11 or newer */
+} quant_macro;
 
 static int64_t default_opset(const qf_ir *ir)
 {
@@ -28,82 +33,81 @@ static int64_t default_opset(const qf_ir *ir)
     return 0;
 }
 
-static qf_value *constant(expansion *e, const char *suffix, float value, const char *doc)
+/* One input more for the step that follows. */
+static void constant(qf_expansion *e, const char *suffix, float value, const char *doc)
 {
-    const char *name = qf_pass_name(e->p, e->prefix, suffix);
-    qf_value *out = name ? qf_pass_add_constant(e->p, name, &value, NULL, 0, doc, e->before) : NULL;
-    e->failed |= !out;
-    return out;
+    qf_expand_constant(e, suffix, &value, NULL, 0, doc);
 }
 
-/* Appends node <prefix>.<suffix>, reading the result so far and up to two more values. */
-static qf_node *step(expansion *e, const char *op, const char *suffix, qf_value *second,
-                     qf_value *third, const char *doc)
+static void round_step(qf_expansion *e, bool has_round)
 {
-    qf_ir *ir = e->p->ir;
-    if (e->failed)
-        return NULL;
-    const char *name = qf_pass_name(e->p, e->prefix, suffix);
-    const char *output = name ? qf_pass_name(e->p, name, "output0") : NULL;
-    qf_node *node = output ? qf_ir_add_node(ir, e->before->graph, op, name, e->before) : NULL;
-    qf_value *out = node ? qf_node_add_output(ir, node, output) : NULL;
-    e->failed = !out || !qf_node_add_input(ir, node, e->value) ||
-                (second && !qf_node_add_input(ir, node, second)) ||
-                (third && !qf_node_add_input(ir, node, third)) ||
-                !(node->proto->doc_string = qf_arena_strdup(ir->arena, doc));
-    if (e->failed)
-        return NULL;
-    e->value = out;
-    return node;
-}
-
-static void round_step(expansion *e, bool has_round)
-{
+    const char *doc = "round of the Fakequant";
     if (has_round) {
-        step(e, "Round", "round", NULL, NULL, "round of the Fakequant");
+        qf_expand_step(e, "Round", "round", NULL, NULL, doc);
         return;
     }
-    qf_value *magic = constant(e, "round_magic", 0x1.8p23f, "rounds to even when added");
-    step(e, "Add", "round_up", magic, NULL, "round of the Fakequant");
-    step(e, "Sub", "round", magic, NULL, "round of the Fakequant");
+    constant(e, "round_magic", 0x1.8p23f, "rounds to even when added");
+    qf_expand_step(e, "Add", "round_up", "round_magic", NULL, doc);
+    qf_expand_step(e, "Sub", "round", "round_magic", NULL, doc);
 }
 
-static void clip_step(expansion *e, int bits, bool has_inputs)
+static void clip_step(qf_expansion *e, int bits, bool has_inputs)
 {
+    const char *doc = "clip of the Fakequant";
     float lo = -(float)(1 << (bits - 1)), hi = -lo - 1;
     if (has_inputs) {
-        qf_value *min = constant(e, "min_val", lo, "clip min of the Fakequant");
-        qf_value *max = constant(e, "max_val", hi, "clip max of the Fakequant");
-        step(e, "Clip", "clip", min, max, "clip of the Fakequant");
+        constant(e, "min_val", lo, "clip min of the Fakequant");
+        constant(e, "max_val", hi, "clip max of the Fakequant");
+        qf_expand_step(e, "Clip", "clip", "min_val", "max_val", doc);
         return;
     }
-    qf_node *clip = step(e, "Clip", "clip", NULL, NULL, "clip of the Fakequant");
-    e->failed |= !clip || !qf_node_set_float(e->p->ir, clip, "min", lo) ||
-                 !qf_node_set_float(e->p->ir, clip, "max", hi);
+    qf_expand_float(e, "min", lo);
+    qf_expand_float(e, "max", hi);
+    qf_expand_step(e, "Clip", "clip", NULL, NULL, doc);
+}
+
+static bool write_quant(const qf_macro *macro, qf_node_sink sink, void *user)
+{
+    const quant_macro *q = (const quant_macro *)(const void *)macro;
+    qf_expansion e;
+    qf_expand_begin(&e, q->prefix, macro->node.input[0], sink, user);
+    if (q->cast) {
+        qf_expand_int(&e, "to", ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT);
+        qf_expand_step(&e, "Cast", "cast", NULL, NULL, "cast of the Fakequant");
+    }
+    constant(&e, "scale", 1.0f / q->scale_d, "scale of the Fakequant");
+    constant(&e, "offset", (float)q->offset, "offset of the Fakequant");
+    qf_expand_step(&e, "Mul", "mul", "scale", NULL, "mul of the Fakequant");
+    round_step(&e, q->modern);
+    qf_expand_step(&e, "Add", "add", "offset", NULL, "add of the Fakequant");
+    clip_step(&e, q->bits, q->modern);
+    if (macro->node.n_output)
+        e.output = macro->node.output[0];
+    qf_expand_step(&e, "Sub", "sub", "offset", NULL, "sub of the Fakequant");
+    return qf_expand_end(&e);
 }
 
 static bool expand(qf_pass *p, qf_node *quant, bool modern)
 {
     const qf_quant_tag *tag = quant->tag;
-    expansion e = {.p = p,
-                   .prefix = qf_pass_name(p, quant->name, "fakequant"),
-                   .before = quant,
-                   .value = quant->inputs[0]};
-    if (!e.prefix)
+    quant_macro *q = qf_arena_alloc(p->ir->arena, sizeof *q);
+    const char *prefix = qf_pass_name(p, quant->name, "fakequant");
+    if (!q || !prefix)
         return false;
-    if (tag->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) {
-        qf_node *cast = step(&e, "Cast", "cast", NULL, NULL, "cast of the Fakequant");
-        e.failed |=
-            !cast || !qf_node_set_int(p->ir, cast, "to", ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT);
+    *q = (quant_macro){.macro = {.write = write_quant},
+                       .prefix = prefix,
+                       .scale_d = tag->scale_d,
+                       .offset = tag->offset,
+                       .bits = tag->bits,
+                       .cast = tag->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT,
+                       .modern = modern};
+    if (p->macros && !quant->graph->parent) {
+        const char *result = qf_pass_name(p, prefix, "sub.output0");
+        qf_node_become_macro(quant, &q->macro);
+        return result && qf_value_rename(p->ir, quant->outputs[0], result);
     }
-    qf_value *scale = constant(&e, "scale", 1.0f / tag->scale_d, "scale of the Fakequant");
-    qf_value *offset = constant(&e, "offset", (float)tag->offset, "offset of the Fakequant");
-    step(&e, "Mul", "mul", scale, NULL, "mul of the Fakequant");
-    round_step(&e, modern);
-    step(&e, "Add", "add", offset, NULL, "add of the Fakequant");
-    clip_step(&e, tag->bits, modern);
-    step(&e, "Sub", "sub", offset, NULL, "sub of the Fakequant");
-    if (e.failed || !qf_value_move_uses(p->ir, quant->outputs[0], e.value, NULL))
+    qf_value *result = qf_macro_insert(p, &q->macro, quant);
+    if (!result || !qf_value_move_uses(p->ir, quant->outputs[0], result, NULL))
         return false;
     qf_ir_remove_node(p->ir, quant);
     return true;
@@ -119,6 +123,7 @@ qf_status qf_pass_expand_quant(qf_pass *p)
                           "needs 7 or newer (convert it with onnx.version_converter, or use "
                           "--emit deploy)",
                           (long long)opset);
+    p->macros = qf_macros_allowed(p);
     for (size_t g = 0; g < p->ir->graph_count; g++) {
         for (qf_node *node = p->ir->graphs[g]->first, *next; node; node = next) {
             next = node->next;

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "passes/passes.h"
 
 typedef struct fold {
@@ -151,7 +152,8 @@ static bool set_weight(qf_plan *plan, qf_ir *ir, const fold *f, const float *fac
                          .was_external = source.was_external};
     size_t payload = qf_payloads_add(&plan->payloads, folded);
     if (!job->layer || !job->tensor || payload == SIZE_MAX ||
-        !qf_grow((void **)&plan->jobs, &plan->job_cap, plan->job_count + 1, sizeof *plan->jobs))
+        !qf_table_grow((void **)&plan->jobs, &plan->job_cap, plan->job_count + 1,
+                       sizeof *plan->jobs))
         return false;
     plan->jobs[plan->job_count++] = job;
     if (owns_weight(f))

@@ -23,6 +23,14 @@ qf_value *qf_pass_add_dequant_param(qf_pass *p, const qf_layer *layer, qf_graph 
     return tensor ? qf_ir_add_initializer(p->ir, graph, name, tensor) : NULL;
 }
 
+/* What the fake_quant model has no use for: there the scales become a constant of their own. */
+static bool complete(qf_pass *p, const qf_layer *layer, qf_node *dequant)
+{
+    qf_value *param = qf_pass_add_dequant_param(p, layer, dequant->graph);
+    return param && qf_node_add_input(p->ir, dequant, param) &&
+           qf_node_set_int(p->ir, dequant, "dtype", 0);
+}
+
 static qf_status insert(qf_pass *p, const qf_layer *layer)
 {
     qf_ir *ir = p->ir;
@@ -34,10 +42,9 @@ static qf_status insert(qf_pass *p, const qf_layer *layer)
     qf_node *dequant =
         name ? qf_ir_add_node(ir, last->graph, "AscendDequant", name, last->next) : NULL;
     qf_value *out = dequant && output ? qf_node_add_output(ir, dequant, output) : NULL;
-    qf_value *param = out && renamed ? qf_pass_add_dequant_param(p, layer, last->graph) : NULL;
-    if (!param || !qf_value_move_uses(ir, value, out, NULL) ||
+    if (!out || !renamed || !qf_value_move_uses(ir, value, out, NULL) ||
         !qf_value_move_results(ir, value, out, renamed) || !qf_node_add_input(ir, dequant, value) ||
-        !qf_node_add_input(ir, dequant, param) || !qf_node_set_int(ir, dequant, "dtype", 0))
+        (p->target == QF_DEPLOY && !complete(p, layer, dequant)))
         return qf_fail_memory(p->err);
     dequant->tag = (void *)layer;
     if (layer->float_type != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)

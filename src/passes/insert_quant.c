@@ -6,12 +6,20 @@
 
 #include "passes/passes.h"
 
+/* The fake_quant model's nodes are made from the tag. */
+static bool set_attributes(qf_ir *ir, qf_node *quant, qf_quant_tag tag)
+{
+    char type[8];
+    snprintf(type, sizeof type, "INT%d", tag.bits);
+    return qf_node_set_float(ir, quant, "scale", 1.0f / tag.scale_d) &&
+           qf_node_set_float(ir, quant, "offset", (float)tag.offset) &&
+           qf_node_set_string(ir, quant, "dst_type", type);
+}
+
 qf_node *qf_pass_add_quant(qf_pass *p, const char *name, qf_quant_tag tag, qf_node *node,
                            size_t index)
 {
     qf_ir *ir = p->ir;
-    char type[8];
-    snprintf(type, sizeof type, "INT%d", tag.bits);
     qf_quant_tag *copy = qf_arena_alloc(ir->arena, sizeof *copy);
     qf_node *quant = qf_ir_add_node(ir, node->graph, "AscendQuant", name, node);
     const char *output = qf_pass_name(p, name, "output0");
@@ -21,12 +29,9 @@ qf_node *qf_pass_add_quant(qf_pass *p, const char *name, qf_quant_tag tag, qf_no
     quant->tag = copy;
     qf_value *out = qf_node_add_output(ir, quant, output);
     if (!out || !qf_node_add_input(ir, quant, node->inputs[index]) ||
-        !qf_node_set_input(ir, node, index, out) ||
-        !qf_node_set_float(ir, quant, "scale", 1.0f / tag.scale_d) ||
-        !qf_node_set_float(ir, quant, "offset", (float)tag.offset) ||
-        !qf_node_set_string(ir, quant, "dst_type", type))
+        !qf_node_set_input(ir, node, index, out))
         return NULL;
-    return quant;
+    return p->target != QF_DEPLOY || set_attributes(ir, quant, tag) ? quant : NULL;
 }
 
 static qf_node *own_pad(const qf_layer *layer, const qf_node *node)

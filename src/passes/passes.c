@@ -2,8 +2,9 @@
 /* The pass lists of the two targets, and what passes share. */
 #include "passes/passes.h"
 
-#include <stdlib.h>
 #include <string.h>
+
+#include "base/spill.h"
 
 typedef qf_status (*pass_fn)(qf_pass *p);
 
@@ -40,14 +41,15 @@ qf_status qf_passes_run(qf_plan *plan, qf_ir *ir, qf_target target, qf_error *er
                                        : sizeof fake_quant_passes / sizeof *fake_quant_passes;
     qf_pass p = {
         .plan = plan, .ir = ir, .target = target, .path = plan->model->files[0].path, .err = err};
-    p.new_weights = calloc(2 * plan->layer_count + 1, sizeof *p.new_weights);
+    p.new_weights = qf_spill_alloc((2 * plan->layer_count + 1) * sizeof *p.new_weights);
     qf_status status = p.new_weights ? QF_OK : qf_fail_memory(err);
+    qf_ir_forget_scopes(ir); /* passes go by links */
     for (size_t i = 0; status == QF_OK && i < count; i++)
         status = list[i](&p);
     if (status == QF_OK && !grant_wishes(&p))
         status = qf_fail_memory(err);
-    free(p.new_weights);
-    free(p.wishes);
+    qf_spill_free(p.new_weights);
+    qf_spill_free(p.wishes);
     return status;
 }
 
@@ -66,7 +68,14 @@ qf_node *qf_pass_last_node(const qf_pass *p, const qf_layer *layer)
 
 const char *qf_pass_name(qf_pass *p, const char *layer, const char *suffix)
 {
-    return qf_arena_printf(p->ir->arena, "%s.%s", layer, suffix);
+    size_t n = strlen(layer), m = strlen(suffix);
+    char *name = qf_arena_alloc(p->ir->arena, n + m + 2); /* zeroed */
+    if (!name)
+        return NULL;
+    memcpy(name, layer, n);
+    name[n] = '.';
+    memcpy(name + n + 1, suffix, m);
+    return name;
 }
 
 Onnx__TensorProto *qf_pass_payload_tensor(qf_pass *p, int32_t data_type, const int64_t *dims,
@@ -95,7 +104,7 @@ qf_value *qf_pass_replace_constant(qf_pass *p, qf_node *node, size_t index,
         old->retyped = true;
         return old;
     }
-    if (!qf_grow((void **)&p->wishes, &p->wish_cap, p->wish_count + 1, sizeof *p->wishes))
+    if (!qf_table_grow((void **)&p->wishes, &p->wish_cap, p->wish_count + 1, sizeof *p->wishes))
         return NULL;
     const char *wish = qf_arena_strdup(p->ir->arena, source->name);
     qf_value *value = qf_ir_add_initializer(p->ir, node->graph, name, tensor);

@@ -30,6 +30,7 @@ typedef struct qf_pass {
     qf_value **new_weights; /* layer * 2 + weight -> its quantized initializer */
     struct qf_wish *wishes; /* names to take when they become free */
     size_t wish_count, wish_cap;
+    bool macros; /* qf_macros_allowed, from qf_pass_expand_quant on */
 } qf_pass;
 
 typedef struct qf_wish {

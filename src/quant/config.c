@@ -9,6 +9,7 @@
 
 #include "base/arena.h"
 #include "base/file.h"
+#include "base/spill.h"
 #include "base/strmap.h"
 #include "quant/text_token.h"
 
@@ -102,54 +103,140 @@ static bool text_ok(checker *c, const char *text, size_t length)
     return true;
 }
 
-/* NULL after reporting why. */
-static cJSON *parse_json(checker *c, const char *text, size_t length)
+/* Says where the text stops being JSON, or that it is no object. */
+static void report_syntax(checker *c, const char *text, size_t length)
 {
-    if (!text_ok(c, text, length))
-        return NULL;
-    if (strspn(text, " \t\r\n") == length) {
-        REPORT(c, QF_ERROR, "the configuration is empty; it must hold a JSON object");
-        return NULL;
-    }
     const char *end = text;
     /* the NUL belongs to the text: with it, anything behind the object is an error */
     cJSON *root = cJSON_ParseWithLengthOpts(text, length + 1, &end, true);
-    if (!root) {
+    if (root && !cJSON_IsObject(root))
+        REPORT(c, QF_ERROR, "the configuration must be a JSON object, not %s", show(root).text);
+    else
         report_at(c, text, (size_t)(end - text),
                   "JSON syntax error here or just before: look for a missing or extra comma, "
                   "quote or bracket (more than 1000 levels are not accepted either)");
+    cJSON_Delete(root);
+}
+
+/* White space as cJSON sees it. */
+static const char *skip_space(const char *at, const char *end)
+{
+    while (at < end && (unsigned char)*at <= ' ')
+        at++;
+    return at;
+}
+
+/* The value at *at, which moves behind it and the space that follows; NULL if there is none. */
+static cJSON *next_value(const char **at, const char *end)
+{
+    const char *behind = *at;
+    cJSON *value = cJSON_ParseWithLengthOpts(*at, (size_t)(end - *at), &behind, false);
+    *at = skip_space(behind, end);
+    return value;
+}
+
+/* The key and colon at *at, which moves on to the value. */
+static cJSON *next_key(const char **at, const char *end)
+{
+    cJSON *key = next_value(at, end);
+    if (!cJSON_IsString(key) || *at == end || **at != ':') {
+        cJSON_Delete(key);
         return NULL;
     }
-    if (!cJSON_IsObject(root)) {
-        REPORT(c, QF_ERROR, "the configuration must be a JSON object, not %s", show(root).text);
-        cJSON_Delete(root);
-        return NULL;
+    *at = skip_space(*at + 1, end);
+    return key;
+}
+
+typedef void (*member_fn)(checker *c, const cJSON *value, void *user);
+
+/* Calls `visit` for each member of the object, one at a time: as a tree, the configuration of a
+ * large model would take many times the memory of its text. False if the text is not an object. */
+static bool each_member(checker *c, const char *text, size_t length, member_fn visit, void *user)
+{
+    const char *at = text, *end = text + length;
+    if (length >= 3 && memcmp(at, "\xef\xbb\xbf", 3) == 0)
+        at += 3;
+    at = skip_space(at, end);
+    if (at == end || *at != '{')
+        return false;
+    at = skip_space(at + 1, end);
+    bool more = at < end && *at != '}';
+    while (more) {
+        cJSON *key = next_key(&at, end), *value = key ? next_value(&at, end) : NULL;
+        if (value) {
+            value->string = key->valuestring;
+            value->type |= cJSON_StringIsConst; /* the key keeps it */
+            visit(c, value, user);
+        }
+        cJSON_Delete(value);
+        cJSON_Delete(key);
+        if (!value || at == end)
+            return false;
+        more = *at == ',';
+        if (more)
+            at = skip_space(at + 1, end);
     }
-    return root;
+    return at < end && *at == '}' && skip_space(at + 1, end) == end;
+}
+
+/* Reports a key that its object, which is called `where`, or NULL at the top, has already. */
+static void check_key(checker *c, qf_strmap *seen, const char *key, const char *where)
+{
+    if (qf_strmap_get(seen, key))
+        REPORT(c, QF_ERROR, "key \"%s\" appears twice in %s%s%s; delete one", key,
+               where ? "\"" : "", where ? where : "the configuration", where ? "\"" : "");
+    else if (!qf_strmap_set(seen, key, seen))
+        c->out_of_memory = true;
 }
 
 /* Reports keys that an object holds twice, at any depth. cJSON has limited the depth. `where` is
- * the key of the object itself, NULL at the top. */
+ * the key of the object itself. */
 static void check_duplicates(checker *c, const cJSON *value, const char *where)
 {
     qf_strmap seen = {0};
     for (const cJSON *child = value->child; child; child = child->next) {
-        const char *outer = c->layer;
-        if (!where)
-            c->layer = child->string;
-        if (cJSON_IsObject(value)) {
-            bool again = qf_strmap_get(&seen, child->string) != NULL;
-            if (again)
-                REPORT(c, QF_ERROR, "key \"%s\" appears twice in %s%s%s; delete one", child->string,
-                       where ? "\"" : "", where ? where : "the configuration", where ? "\"" : "");
-            else if (!qf_strmap_set(&seen, child->string, (void *)(uintptr_t)child))
-                c->out_of_memory = true;
-        }
+        if (cJSON_IsObject(value))
+            check_key(c, &seen, child->string, where);
         if (child->child)
             check_duplicates(c, child, child->string ? child->string : where);
-        c->layer = outer;
     }
     qf_strmap_release(&seen);
+}
+
+/* The same for a member of the whole; `user`: keys seen so far. */
+static void check_member_keys(checker *c, const cJSON *value, void *user)
+{
+    const char *key = qf_arena_strdup(&c->config->arena, value->string);
+    if (!key) {
+        c->out_of_memory = true;
+        return;
+    }
+    c->layer = key;
+    check_key(c, user, key, NULL);
+    check_duplicates(c, value, key);
+    c->layer = "";
+}
+
+static void pass_by(checker *c, const cJSON *value, void *user)
+{
+    (void)c;
+    (void)value;
+    (void)user;
+}
+
+/* False after reporting why the text cannot be used. */
+static bool check_syntax(checker *c, const char *text, size_t length)
+{
+    if (!text_ok(c, text, length))
+        return false;
+    if (strspn(text, " \t\r\n") == length) {
+        REPORT(c, QF_ERROR, "the configuration is empty; it must hold a JSON object");
+        return false;
+    }
+    if (each_member(c, text, length, pass_by, NULL))
+        return true;
+    report_syntax(c, text, length);
+    return false;
 }
 
 /* ---- Values ------------------------------------------------------------------------------- */
@@ -326,8 +413,8 @@ static void check_layer(checker *c, const cJSON *object)
     qf_config *config = c->config;
     qf_config_layer layer = {.enabled = true, .act_bits = 8, .wts_bits = 8};
     layer.name = qf_arena_strdup(&config->arena, object->string);
-    if (!layer.name || !qf_grow((void **)&config->layers, &config->layer_cap,
-                                config->layer_count + 1, sizeof layer)) {
+    if (!layer.name || !qf_table_grow((void **)&config->layers, &config->layer_cap,
+                                      config->layer_count + 1, sizeof layer)) {
         c->out_of_memory = true;
         return;
     }
@@ -376,27 +463,38 @@ static void check_stray(checker *c, const cJSON *value)
     c->layer = "";
 }
 
-static void check_root(checker *c, const cJSON *root)
+typedef struct presence {
+    bool version, batch_num;
+} presence;
+
+static void check_member(checker *c, const cJSON *value, void *user)
 {
-    bool version = false, batch_num = false;
-    for (const cJSON *value = root->child; value; value = value->next) {
-        if (is_key(value, "version")) {
-            version = true;
-            check_version(c, value);
-        } else if (is_key(value, "batch_num")) {
-            batch_num = true;
-            check_batch_num(c, value);
-        } else if (is_key(value, "fakequant_precision_mode")) {
-            check_mode(c, value);
-        } else if (cJSON_IsObject(value)) {
-            check_layer(c, value);
-        } else {
-            check_stray(c, value);
-        }
+    presence *p = user;
+    if (is_key(value, "version")) {
+        p->version = true;
+        check_version(c, value);
+    } else if (is_key(value, "batch_num")) {
+        p->batch_num = true;
+        check_batch_num(c, value);
+    } else if (is_key(value, "fakequant_precision_mode")) {
+        check_mode(c, value);
+    } else if (cJSON_IsObject(value)) {
+        check_layer(c, value);
+    } else {
+        check_stray(c, value);
     }
-    if (!version)
+}
+
+static void check_root(checker *c, const char *text, size_t length)
+{
+    presence p = {0};
+    qf_strmap seen = {0};
+    each_member(c, text, length, check_member_keys, &seen);
+    qf_strmap_release(&seen);
+    each_member(c, text, length, check_member, &p);
+    if (!p.version)
         REPORT(c, QF_ERROR, "version is missing; write \"version\": 1");
-    if (!batch_num)
+    if (!p.batch_num)
         REPORT(c, QF_ERROR, "batch_num is missing; write \"batch_num\": 1");
     bool enabled = false;
     for (size_t i = 0; i < c->config->layer_count; i++)
@@ -421,12 +519,8 @@ static qf_status check_text(qf_config *config, const char *text, size_t length,
     checker c = {.config = config, .findings = qf_diagnostics_create(), .layer = ""};
     if (!c.findings)
         return qf_fail_memory(err);
-    cJSON *root = parse_json(&c, text, length);
-    if (root) {
-        check_duplicates(&c, root, NULL);
-        check_root(&c, root);
-        cJSON_Delete(root);
-    }
+    if (check_syntax(&c, text, length))
+        check_root(&c, text, length);
     qf_status status =
         c.out_of_memory ? qf_fail_memory(err) : qf_diag_status(c.findings, (qf_diag_mark){0}, err);
     forward(c.findings, diagnostics);
@@ -454,7 +548,7 @@ qf_status qf_config_open(const char *path, qf_config **out, qf_diagnostics *diag
                            : qf_fail_memory(err);
     if (status == QF_OK)
         status = check_text(config, text, length, diagnostics, err);
-    free(text);
+    qf_spill_free(text);
     if (status != QF_OK) {
         qf_config_close(config);
         return status;
@@ -468,7 +562,7 @@ void qf_config_close(qf_config *config)
     if (!config)
         return;
     qf_arena_release(&config->arena);
-    free(config->layers);
+    qf_spill_free(config->layers);
     free(config->path);
     free(config);
 }

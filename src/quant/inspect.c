@@ -9,6 +9,7 @@
 
 struct qf_layer_scan {
     qf_arena arena;
+    qf_model_info info;
     qf_layer_candidate *items;
     size_t count;
 };
@@ -21,7 +22,49 @@ void qf_layer_scan_free(qf_layer_scan *scan)
     free(scan);
 }
 
-static qf_layer_candidate describe(qf_arena *arena, const qf_node *node, unsigned flags)
+static void count_graph(const Onnx__GraphProto *graph, qf_model_info *info)
+{
+    info->graph_count++;
+    info->node_count += graph->n_node;
+    for (size_t i = 0; i < graph->n_node; i++) {
+        for (size_t j = 0; j < graph->node[i]->n_attribute; j++) {
+            const Onnx__AttributeProto *a = graph->node[i]->attribute[j];
+            if (a->g)
+                count_graph(a->g, info);
+            for (size_t k = 0; k < a->n_graphs; k++)
+                count_graph(a->graphs[k], info);
+        }
+    }
+}
+
+static const char *keep(qf_layer_scan *scan, const char *text)
+{
+    return text && *text ? qf_arena_strdup(&scan->arena, text) : "";
+}
+
+static bool describe(qf_layer_scan *scan, const qf_model *model, const Onnx__ModelProto *p)
+{
+    qf_model_info *info = &scan->info;
+    *info = (qf_model_info){.ir_version = p->ir_version,
+                            .producer_name = keep(scan, p->producer_name),
+                            .producer_version = keep(scan, p->producer_version),
+                            .graph_name = keep(scan, p->graph->name),
+                            .file_bytes = model->files[0].size,
+                            .tensor_count = model->payloads.count};
+    for (size_t i = 0; i < p->n_opset_import; i++) {
+        const char *domain = p->opset_import[i]->domain;
+        if (!domain || !*domain || strcmp(domain, "ai.onnx") == 0)
+            info->opset = p->opset_import[i]->version;
+    }
+    for (size_t i = 0; i < model->payloads.count; i++) {
+        info->tensor_bytes += model->payloads.items[i].span.length;
+        info->external_count += model->payloads.items[i].was_external;
+    }
+    count_graph(p->graph, info);
+    return info->producer_name && info->producer_version && info->graph_name;
+}
+
+static qf_layer_candidate candidate(qf_arena *arena, const qf_node *node, unsigned flags)
 {
     qf_probe probe;
     qf_layer_probe(node, flags, &probe);
@@ -33,23 +76,31 @@ static qf_layer_candidate describe(qf_arena *arena, const qf_node *node, unsigne
                             .dtype = w ? qf_dtype_name(w->data_type) : "",
                             .channels = probe.channels,
                             .quantizable = probe.quantizable,
-                            .reason = qf_arena_strdup(arena, probe.reason)};
+                            .reason = *probe.reason ? qf_arena_strdup(arena, probe.reason) : ""};
     c.rank = w ? (w->n_dims < 8 ? w->n_dims : 8) : 0;
     if (c.rank)
         memcpy(c.dims, w->dims, c.rank * sizeof *c.dims);
     return c;
 }
 
+static bool is_candidate(const qf_node *node)
+{
+    return node && qf_op_of(node) != QF_OP_NONE;
+}
+
 static qf_status collect(qf_layer_scan *scan, const qf_plan *plan, const qf_ir *ir, qf_error *err)
 {
-    scan->items = qf_arena_array(&scan->arena, ir->node_count, sizeof *scan->items);
+    size_t count = 0;
+    for (size_t i = 0; i < ir->node_count; i++)
+        count += is_candidate(ir->by_id[i]);
+    scan->items = qf_arena_array(&scan->arena, count, sizeof *scan->items);
     if (!scan->items)
         return qf_fail_memory(err);
     for (size_t i = 0; i < ir->node_count; i++) {
         const qf_node *node = ir->by_id[i];
-        if (!node || qf_op_of(node) == QF_OP_NONE)
+        if (!is_candidate(node))
             continue;
-        qf_layer_candidate c = describe(&scan->arena, node, qf_plan_flags(plan, node->name));
+        qf_layer_candidate c = candidate(&scan->arena, node, qf_plan_flags(plan, node->name));
         if (!c.name || !c.weight || !c.reason)
             return qf_fail_memory(err);
         scan->items[scan->count++] = c;
@@ -57,22 +108,24 @@ static qf_status collect(qf_layer_scan *scan, const qf_plan *plan, const qf_ir *
     return QF_OK;
 }
 
-qf_status qf_layer_scan_create(qf_model *model, qf_layer_scan **out, qf_error *err)
+qf_status qf_layer_scan_create(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
+                               qf_layer_scan **out, qf_error *err)
 {
     qf_layer_scan *scan = calloc(1, sizeof *scan);
     qf_plan plan = {.model = model}; /* carries the flags that markers give */
-    qf_linked linked;
+    qf_ir ir;
     if (!scan)
         return qf_fail_memory(err);
     qf_arena_init(&scan->arena);
     qf_arena_init(&plan.arena);
-    qf_status status =
-        qf_linked_open(model->skeleton, model->skeleton_length, model->files[0].path, &linked, err);
+    qf_status status = describe(scan, model, proto) ? QF_OK : qf_fail_memory(err);
+    if (status == QF_OK)
+        status = qf_ir_build(arena, proto, model->files[0].path, &ir, err);
     if (status == QF_OK) {
-        status = qf_pass_remove_quant_identity(&plan, &linked.ir, err);
+        status = qf_pass_remove_quant_identity(&plan, &ir, err);
         if (status == QF_OK)
-            status = collect(scan, &plan, &linked.ir, err);
-        qf_linked_close(&linked);
+            status = collect(scan, &plan, &ir, err);
+        qf_ir_release(&ir);
     }
     qf_strmap_release(&plan.node_flags);
     qf_arena_release(&plan.arena);
@@ -93,44 +146,7 @@ qf_layer_candidate qf_model_layer(const qf_model *model, size_t index)
     return model->layers->items[index];
 }
 
-static void count_graph(const Onnx__GraphProto *graph, qf_model_info *info)
-{
-    info->graph_count++;
-    info->node_count += graph->n_node;
-    for (size_t i = 0; i < graph->n_node; i++) {
-        for (size_t j = 0; j < graph->node[i]->n_attribute; j++) {
-            const Onnx__AttributeProto *a = graph->node[i]->attribute[j];
-            if (a->g)
-                count_graph(a->g, info);
-            for (size_t k = 0; k < a->n_graphs; k++)
-                count_graph(a->graphs[k], info);
-        }
-    }
-}
-
-static const char *or_empty(const char *text)
-{
-    return text ? text : "";
-}
-
 qf_model_info qf_model_describe(const qf_model *model)
 {
-    const Onnx__ModelProto *p = model->proto;
-    qf_model_info info = {.ir_version = p->ir_version,
-                          .producer_name = or_empty(p->producer_name),
-                          .producer_version = or_empty(p->producer_version),
-                          .graph_name = or_empty(p->graph->name),
-                          .file_bytes = model->files[0].size,
-                          .tensor_count = model->payloads.count};
-    for (size_t i = 0; i < p->n_opset_import; i++) {
-        const char *domain = or_empty(p->opset_import[i]->domain);
-        if (!*domain || strcmp(domain, "ai.onnx") == 0)
-            info.opset = p->opset_import[i]->version;
-    }
-    for (size_t i = 0; i < model->payloads.count; i++) {
-        info.tensor_bytes += model->payloads.items[i].span.length;
-        info.external_count += model->payloads.items[i].was_external;
-    }
-    count_graph(p->graph, &info);
-    return info;
+    return model->layers->info;
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "kernels.h"
 #include "quant/plan.h"
 
@@ -342,8 +343,8 @@ static qf_status note_skipped(qf_plan *plan, const qf_node *node, qf_error *err)
 {
     qf_probe probe;
     qf_layer_probe(node, qf_plan_flags(plan, node->name), &probe);
-    if (!qf_grow((void **)&plan->skipped, &plan->skipped_cap, plan->skipped_count + 1,
-                 sizeof *plan->skipped))
+    if (!qf_table_grow((void **)&plan->skipped, &plan->skipped_cap, plan->skipped_count + 1,
+                       sizeof *plan->skipped))
         return qf_fail_memory(err);
     qf_skipped_layer *s = &plan->skipped[plan->skipped_count];
     s->name = qf_arena_strdup(&plan->arena, node->name);

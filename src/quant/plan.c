@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/spill.h"
 #include "exec/stage.h"
 #include "kernels.h"
 #include "passes/passes.h"
@@ -53,22 +54,16 @@ static qf_status open_prepared(const qf_plan *plan, qf_linked *out, qf_error *er
                           err);
 }
 
-static qf_status plan_on_graph(qf_plan *plan, const qf_config *config, qf_error *err)
+static qf_status plan_on_graph(qf_plan *plan, const qf_config *config, qf_ir *ir, qf_error *err)
 {
-    qf_linked linked;
-    qf_status status = open_prepared(plan, &linked, err);
-    if (status != QF_OK)
-        return status;
-    status = qf_plan_layers(plan, &linked.ir, err);
+    qf_status status = qf_plan_layers(plan, ir, err);
     if (status == QF_OK && config)
-        status = qf_plan_consistency(plan, config, &linked.ir, err);
-    qf_linked_close(&linked);
+        status = qf_plan_consistency(plan, config, ir, err);
     return status;
 }
 
-static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_error *err)
+static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_linked *linked, qf_error *err)
 {
-    qf_linked linked;
     const qf_export_options *o = &plan->options;
     qf_layout_request request = {target,
                                  plan->prefix,
@@ -77,15 +72,11 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_error *err)
                                  o->external_layout,
                                  plan->model->files[0].path,
                                  o->fake_quant_weights == QF_FAKE_QUANT_SHARED};
-    qf_status status = open_prepared(plan, &linked, err);
-    if (status != QF_OK)
-        return status;
-    status = qf_passes_run(plan, &linked.ir, target, err);
+    qf_status status = qf_passes_run(plan, &linked->ir, target, err);
     if (status == QF_OK)
-        status = qf_ir_finish(&linked.ir, plan->model->files[0].path, err);
+        status = qf_ir_finish(&linked->ir, plan->model->files[0].path, err);
     if (status == QF_OK)
-        status = qf_layout_add(&plan->layout, linked.model, &plan->payloads, &request, err);
-    qf_linked_close(&linked);
+        status = qf_layout_add(&plan->layout, linked->model, &plan->payloads, &request, err);
     return status;
 }
 
@@ -105,18 +96,52 @@ static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
            (o->external == QF_EXTERNAL_NEVER || plan->model->files[0].size < o->external_threshold);
 }
 
-static qf_status lay_out(qf_plan *plan, const qf_io_spec *io, qf_error *err)
+static qf_status lay_out_verbatim(qf_plan *plan, qf_error *err)
 {
     qf_status status = QF_OK;
     for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
         qf_layout_request request = {.target = (qf_target)t, .prefix = plan->prefix};
-        if (!wants(plan, (qf_target)t))
-            continue;
-        status = is_verbatim(plan, io)
-                     ? qf_layout_add_verbatim(&plan->layout, &plan->model->files[0], &request, err)
-                     : lay_out_target(plan, (qf_target)t, err);
+        if (wants(plan, (qf_target)t))
+            status = qf_layout_add_verbatim(&plan->layout, &plan->model->files[0], &request, err);
     }
     return status;
+}
+
+/* The first target takes the linked graph, the other one opens its own. Closes `linked`. */
+static qf_status lay_out(qf_plan *plan, qf_linked *linked, qf_error *err)
+{
+    qf_status status = QF_OK;
+    bool open = true;
+    for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
+        if (!wants(plan, (qf_target)t))
+            continue;
+        if (!open) {
+            status = open_prepared(plan, linked, err);
+            open = status == QF_OK;
+        }
+        if (status == QF_OK)
+            status = lay_out_target(plan, (qf_target)t, linked, err);
+        if (open)
+            qf_linked_close(linked);
+        open = false;
+    }
+    return status;
+}
+
+static qf_status plan_layers_and_files(qf_plan *plan, const qf_config *config, const qf_io_spec *io,
+                                       qf_diag_mark before, qf_error *err)
+{
+    qf_linked linked;
+    qf_status status = open_prepared(plan, &linked, err);
+    if (status != QF_OK)
+        return status;
+    status = plan_on_graph(plan, config, &linked.ir, err);
+    if (status == QF_OK)
+        status = qf_diag_status(plan->diag, before, err);
+    if (status == QF_OK && !is_verbatim(plan, io))
+        return lay_out(plan, &linked, err);
+    qf_linked_close(&linked);
+    return status == QF_OK ? lay_out_verbatim(plan, err) : status;
 }
 
 /* ---- the target folder ---- */
@@ -230,21 +255,15 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
 static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec *io, qf_error *err)
 {
     qf_diag_mark before = qf_diag_now(plan->diag);
-    for (size_t i = 0; i < plan->model->payloads.count; i++) {
-        if (qf_payloads_add(&plan->payloads, plan->model->payloads.items[i]) == SIZE_MAX)
-            return qf_fail_memory(err);
-    }
+    if (!qf_payloads_copy(&plan->payloads, &plan->model->payloads))
+        return qf_fail_memory(err);
     qf_record_report(plan->record, plan->diag);
     qf_status status =
         qf_save_path_split(plan->options.save_path, &plan->folder, &plan->prefix, err);
     if (status == QF_OK)
         status = qf_plan_prepare(plan, io, err);
     if (status == QF_OK)
-        status = plan_on_graph(plan, config, err);
-    if (status == QF_OK)
-        status = qf_diag_status(plan->diag, before, err);
-    if (status == QF_OK)
-        status = lay_out(plan, io, err);
+        status = plan_layers_and_files(plan, config, io, before, err);
     if (status == QF_OK)
         status = list_outputs(plan, config, err);
     if (status == QF_OK)
@@ -302,9 +321,9 @@ void qf_plan_free(qf_plan *plan)
     qf_strmap_release(&plan->record_of_node);
     qf_strmap_release(&plan->weight_of_payload);
     qf_strmap_release(&plan->folded);
-    free(plan->jobs);
-    free(plan->skipped);
-    free(plan->skeleton);
+    qf_spill_free(plan->jobs);
+    qf_spill_free(plan->skipped);
+    qf_spill_free(plan->skeleton);
     free(plan->folder);
     free(plan->prefix);
     qf_arena_release(&plan->arena);

@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "base/file.h"
+#include "base/spill.h"
 #include "quant/text_format.h"
 
 /* A file may repeat itself millions of times; nobody reads more warnings than this. */
@@ -42,8 +43,8 @@ static bool on_value(void *user, const ProtobufCFieldDescriptor *field, uint32_t
     record->in_entry = field->id == FIELD_RECORD;
     if (!record->in_entry)
         return true;
-    if (!qf_grow((void **)&record->lines, &record->line_cap, record->line_count + 1,
-                 sizeof *record->lines))
+    if (!qf_table_grow((void **)&record->lines, &record->line_cap, record->line_count + 1,
+                       sizeof *record->lines))
         return false;
     record->lines[record->line_count++] = line;
     return true;
@@ -106,7 +107,7 @@ qf_status qf_record_open(const char *path, qf_record **out, qf_error *err)
         return status;
     qf_record *record;
     status = qf_record_parse(path, text, length, &record, err);
-    free(text);
+    qf_spill_free(text);
     if (status != QF_OK)
         return status;
     record->is_file = true;
@@ -121,7 +122,7 @@ void qf_record_close(qf_record *record)
     if (!record)
         return;
     qf_arena_release(&record->arena);
-    free(record->lines);
+    qf_spill_free(record->lines);
     free(record->path);
     free(record);
 }

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "quant/tensors.h"
 
 static uint64_t product(const int64_t *dims, size_t from, size_t to)
@@ -211,7 +212,8 @@ static bool enter_job(const qf_tensor_context *t, qf_weight *w, bool was_externa
         if (w->payload[target] == SIZE_MAX)
             return false;
     }
-    if (!qf_grow((void **)&plan->jobs, &plan->job_cap, plan->job_count + 1, sizeof *plan->jobs))
+    if (!qf_table_grow((void **)&plan->jobs, &plan->job_cap, plan->job_count + 1,
+                       sizeof *plan->jobs))
         return false;
     plan->jobs[plan->job_count++] = w->job;
     return true;

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/spill.h"
 #include "quant/record.h"
 
 static qf_record *parse(const char *text)
@@ -297,7 +298,7 @@ static bool check_golden(const char *path)
     assert_int_equal(qf_diagnostics_count(list), 0);
     qf_diagnostics_free(list);
     qf_record_close(record);
-    free(text);
+    qf_spill_free(text);
     free(out);
     return true;
 }

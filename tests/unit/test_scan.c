@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/spill.h"
 #include "onnx/model.h"
 #include "onnx/scan.h"
 #include "onnx/splice.h"
@@ -87,7 +88,7 @@ static qf_file as_file(const unsigned char *bytes, size_t length)
 static void test_round_trip(void **state)
 {
     (void)state;
-    size_t length, skeleton_length, at = 0, used = 0;
+    size_t length, skeleton_length, at = 0;
     unsigned char *bytes = sample(&length), *skeleton;
     qf_payloads payloads = {0};
     qf_arena arena;
@@ -103,25 +104,25 @@ static void test_round_trip(void **state)
                      QF_OK);
     assert_int_equal(qf_splice(model, &payloads, &spliced, &err), QF_OK);
     assert_int_equal(spliced.size, length);
-    assert_int_equal(spliced.hole_count, 3);
-    for (size_t i = 0; i <= spliced.hole_count; i++) {
-        size_t n = i < spliced.hole_count ? spliced.holes[i].literal_before
-                                          : spliced.literal_length - used;
-        assert_memory_equal(bytes + at, spliced.literals + used, n);
-        at += n;
-        used += n;
-        if (i == spliced.hole_count)
-            break;
-        const qf_payload *p = &payloads.items[spliced.holes[i].payload];
-        assert_int_equal(spliced.holes[i].length, p->span.length);
+    size_t holes = 0;
+    for (size_t i = 0; i < spliced.count; i++) {
+        const qf_piece *piece = &spliced.pieces[i];
+        assert_memory_equal(bytes + at, piece->literal, piece->literal_length);
+        at += piece->literal_length;
+        if (piece->payload == SIZE_MAX)
+            continue;
+        const qf_payload *p = &payloads.items[piece->payload];
+        assert_int_equal(piece->length, p->span.length);
         assert_ptr_equal(p->span.data, bytes + at); /* points into the file, at the same place */
         at += p->span.length;
+        holes++;
     }
+    assert_int_equal(holes, 3);
     assert_int_equal(at, length);
     qf_spliced_release(&spliced);
     qf_payloads_release(&payloads);
     qf_arena_release(&arena);
-    free(skeleton);
+    qf_spill_free(skeleton);
     free(bytes);
 }
 
@@ -142,7 +143,7 @@ static void scan_bytes(const unsigned char *bytes, size_t length)
         qf_arena_init(&arena);
         qf_skeleton_unpack(skeleton, skeleton_length, "m.onnx", &arena, &model, &err);
         qf_arena_release(&arena);
-        free(skeleton);
+        qf_spill_free(skeleton);
     } else {
         assert_true(strlen(err.message) > 0);
     }
