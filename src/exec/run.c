@@ -160,6 +160,19 @@ static uint64_t mapped_at_once(const run *r, const scale *s)
     return most;
 }
 
+/* Large items have fewer ragged ends; small ones keep all threads busy to the end. */
+static uint64_t item_bytes(const run *r)
+{
+    enum { SHARES = 16 };
+    uint64_t least = r->scale.room > ITEM ? r->scale.room : ITEM, most = least, total = 0;
+    for (size_t i = 0; i < r->stage->count; i++)
+        total += r->stage->files[i].size;
+    if (r->work->io == QF_IO_DIRECT)
+        most = 4 * least;
+    total /= SHARES * (uint64_t)r->scale.threads;
+    return total < least ? least : total > most ? most : total;
+}
+
 /* Chooses threads and buffers so that memory stays under the limit. */
 static qf_status fit_memory(run *r)
 {
@@ -177,7 +190,7 @@ static qf_status fit_memory(run *r)
     for (;;) {
         uint64_t each = QF_TARGETS * (s->room + QF_DIRECT_ALIGN) + SCRATCH + mapped_at_once(r, s);
         uint64_t need = resident + each * (uint64_t)s->threads;
-        s->out = direct ? 2 * s->room : s->room > ITEM ? s->room : ITEM;
+        s->out = item_bytes(r);
         if (need <= limit)
             return QF_OK;
         if (s->room > ROOM_LEAST || s->step > ROOM_LEAST) {

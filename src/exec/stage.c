@@ -427,6 +427,11 @@ bool qf_stage_copy(const qf_stage *stage, size_t index, uint64_t offset, int sou
 /* Closes every file, synced unless the caller does without. */
 static qf_status finish_files(qf_stage *stage, qf_error *err)
 {
+    /* only a start: the waits that follow then overlap */
+    for (size_t i = 0; i < stage->count && !stage->unsynced; i++) {
+        if (stage->files[i].fd >= 0)
+            sync_file_range(stage->files[i].fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+    }
     for (size_t i = 0; i < stage->count; i++) {
         qf_stage_file *file = &stage->files[i];
         if (file->direct_fd >= 0)
