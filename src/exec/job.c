@@ -14,9 +14,9 @@ enum {
      * source, of which a run of at least TURNED_BLOCK / TURNED_COLS elements is read. */
     TURNED_BLOCK = 1024 * 1024,
     TURNED_COLS = 8192,
-    TURNED_MAPPED = 128 * 1024 * 1024, /* bytes of the source that a stripe of columns takes */
-    GATHER = 1024,                     /* elements whose scales are written out side by side */
-    SHORT_RUN = 64                     /* elements: shorter runs of one scale are gathered */
+    TURNED_MAPPED = 64 * 1024 * 1024, /* bytes of the source that a stripe of columns takes */
+    GATHER = 1024,                    /* elements whose scales are written out side by side */
+    SHORT_RUN = 64                    /* elements: shorter runs of one scale are gathered */
 };
 
 /* A part of the output matrix. */
@@ -126,18 +126,6 @@ qf_range qf_job_reads(const qf_job *job, uint64_t first, uint64_t count)
         to = job->transposed ? (b.col + b.cols) * job->rows : (b.row + b.rows) * job->cols;
     }
     return (qf_range){from * width, (to - from) * width};
-}
-
-qf_range qf_job_leaves(const qf_job *job, uint64_t first, uint64_t count)
-{
-    uint64_t rows, cols;
-    if (!job->transposed)
-        return qf_job_reads(job, first, count);
-    block_shape(job, &rows, &cols);
-    uint64_t down = divide_up(job->rows, rows), from = first / down, to = (first + count) / down;
-    if (from == to)
-        return (qf_range){0};
-    return qf_job_reads(job, from * down, (to - from) * down);
 }
 
 uint64_t qf_job_mapped(const qf_job *job)

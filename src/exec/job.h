@@ -73,10 +73,8 @@ typedef struct qf_range {
     uint64_t offset, length;
 } qf_range;
 qf_range qf_job_reads(const qf_job *job, uint64_t first, uint64_t count);
-/* Part of the source that no block after them reads, if blocks run in their order. A transposed job
- * leaves nothing until a stripe of columns, which is a stretch of the source, is through; its size
- * is qf_job_mapped, 0 for other jobs. */
-qf_range qf_job_leaves(const qf_job *job, uint64_t first, uint64_t count);
+/* Bytes of the source that a block of a transposed job reads from: a stripe of columns, which is a
+ * stretch of the source. 0 for other jobs. */
 uint64_t qf_job_mapped(const qf_job *job);
 qf_range qf_copy_reads(const qf_copy *copy, uint64_t first, uint64_t count);
 

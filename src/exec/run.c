@@ -441,10 +441,11 @@ static qf_status run_large(worker *k, const item *it, qf_error *err)
         uint64_t first = it->first + done, n = it->count - done < step ? it->count - done : step;
         const unsigned char *data = fd < 0 ? NULL : fetch(k, fd, span, reads(r, p, first, n));
         status = run_blocks(k, p, first, n, data, err);
-        if (plain && !data)
-            advise(span, turned ? qf_job_leaves(job_of(r, p), first, n) : reads(r, p, first, n),
-                   MADV_DONTNEED);
+        if (plain && !turned && !data)
+            advise(span, reads(r, p, first, n), MADV_DONTNEED);
     }
+    if (turned)
+        advise(span, all, MADV_DONTNEED);
     if (fd >= 0)
         close(fd);
     return status;

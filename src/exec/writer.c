@@ -8,7 +8,7 @@
 enum {
     PAGE = QF_DIRECT_ALIGN,
     PWRITE_ROOM = 1024 * 1024,
-    DIRECT_ROOM = 8 * 1024 * 1024,
+    DIRECT_ROOM = 8 * 1024 * 1024 - PAGE, /* with PAGE more, a whole number of huge pages */
     MMAP_ROOM = 4 * 1024 * 1024,
     DIRECT_LEAST = 256 * 1024, /* bytes: shorter pieces go through the page cache */
     LATER_MOST = 64 * 1024,    /* bytes: longer ones are not put off */
@@ -142,6 +142,17 @@ static bool open_window(qf_writer *w, qf_slot *s, int file, uint64_t offset)
     return true;
 }
 
+/* In huge pages where it is large, which take less time to be touched and to be pinned. */
+static unsigned char *new_buffer(size_t size)
+{
+    enum { HUGE = 2 * 1024 * 1024 };
+    unsigned char *buffer =
+        aligned_alloc(size >= HUGE ? HUGE : PAGE, (size + HUGE - 1) & ~(size_t)(HUGE - 1));
+    if (buffer && size >= HUGE)
+        madvise(buffer, size, MADV_HUGEPAGE);
+    return buffer;
+}
+
 /* Starts a slot anew at `offset`. In memory, floats are best aligned; on the way to the disk, file
  * system blocks. */
 static bool open_slot(qf_writer *w, qf_slot *s, int file, uint64_t offset)
@@ -149,7 +160,7 @@ static bool open_slot(qf_writer *w, qf_slot *s, int file, uint64_t offset)
     if (w->io == QF_IO_MMAP && open_window(w, s, file, offset))
         return true;
     if (!s->buffer)
-        s->buffer = aligned_alloc(PAGE, w->room + PAGE);
+        s->buffer = new_buffer(w->room + PAGE);
     if (!s->buffer)
         return false;
     s->lead = w->io == QF_IO_DIRECT ? (size_t)(offset % PAGE) : 0;
