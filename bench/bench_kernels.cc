@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every kernel of every instruction set, and in the same run what the machine can do at most for
-// the same bytes. Names are KERNEL/ISA/WHERE: L1 is one thread on data in the first-level cache,
-// memory is all threads on data larger than the last-level cache. The figure is bytes of source a
-// second; a label names the limit that the last lines compare with. Repetitions are interleaved,
-// because figures of different moments do not compare on a shared machine.
+// Every kernel of every instruction set against what the machine can do at most with the same
+// bytes. Names are KERNEL/ISA/WHERE: L1 is one thread on data in the first-level cache, memory is
+// all threads on data larger than the last-level cache. The figure is bytes of source a second.
+// Each pass of a kernel is followed at once by a pass of what it is compared with, because figures
+// of different moments do not compare on a shared machine; the counters are medians of those
+// ratios: x_limit (the same traffic without arithmetic), x_memcpy (of the source), x_divide (the
+// division alone) and x_plain (a plain loop, left to the compiler).
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
+#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -100,8 +104,7 @@ const Kernel kernels[] = {
      }},
     {"quantize_columns_f32", 512, 128,
      [](const qf_kernels *k, Data &d, size_t n, bool s) {
-         for (size_t i = 0; i < n; i += COLUMNS)
-             k->quantize_columns_f32(d.x + i, COLUMNS, d.scales, -128, 127, {d.q + i, nullptr, s});
+         k->quantize_columns_f32(d.x, n / COLUMNS, COLUMNS, d.scales, -128, 127, ints(d, s));
      }},
     {"quantize_to_both", 512, 640,
      [](const qf_kernels *k, Data &d, size_t n, bool s) {
@@ -177,143 +180,128 @@ const Kernel kernels[] = {
      }},
 };
 
-std::string limit_name(size_t read, size_t write)
-{
-    return "limit_read" + std::to_string(read) + "_write" + std::to_string(write);
-}
-
 const char *where(size_t n)
 {
     return n == L1_ELEMENTS ? "L1" : "memory";
 }
 
-// Registers `run` on both sizes. `bytes` of source for each 128 elements are what is counted.
-template <class F> void add(const std::string &name, size_t bytes, const std::string &limit, F run)
+// All threads of a benchmark together, so that each pass is timed as a whole.
+void meet(int threads)
+{
+    static std::atomic<int> waiting{0}, round{0};
+    const int mine = round.load();
+    if (waiting.fetch_add(1) + 1 == threads) {
+        waiting.store(0);
+        round.fetch_add(1);
+        return;
+    }
+    while (round.load() == mine)
+        std::this_thread::yield();
+}
+
+double seconds()
+{
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
+using Pass = std::function<void(Data &d, size_t n)>;
+struct Rival {
+    const char *counter;
+    Pass pass;
+};
+
+// Registers `pass` on both sizes; `bytes` of source for each 128 elements are what is counted.
+void add(const std::string &name, size_t bytes, Pass pass, const std::vector<Rival> &in_l1,
+         const std::vector<Rival> &in_memory)
 {
     for (size_t n : {L1_ELEMENTS, MEMORY_ELEMENTS}) {
+        const std::vector<Rival> &rivals = n == L1_ELEMENTS ? in_l1 : in_memory;
+        const int repeat = n == L1_ELEMENTS ? 256 : 1;
         auto body = [=](benchmark::State &state) {
             Data &d = data_of(state.thread_index());
+            std::vector<std::vector<double>> ratios(rivals.size());
+            auto timed = [&](const Pass &p) {
+                meet(state.threads());
+                double start = seconds();
+                for (int i = 0; i < repeat; i++) {
+                    p(d, n);
+                    benchmark::ClobberMemory();
+                }
+                meet(state.threads());
+                return seconds() - start;
+            };
             for (auto _ : state) {
-                run(d, n);
-                benchmark::ClobberMemory();
+                double own = timed(pass);
+                state.SetIterationTime(own);
+                for (size_t i = 0; i < rivals.size(); i++)
+                    ratios[i].push_back(timed(rivals[i].pass) / own);
             }
-            state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) *
+            for (size_t i = 0; i < rivals.size(); i++) {
+                std::sort(ratios[i].begin(), ratios[i].end());
+                state.counters[rivals[i].counter] = benchmark::Counter(
+                    ratios[i][ratios[i].size() / 2], benchmark::Counter::kAvgThreads);
+            }
+            state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) * repeat *
                                     static_cast<int64_t>(n / 128 * bytes));
-            state.SetLabel(limit);
         };
         auto *b = benchmark::RegisterBenchmark((name + "/" + where(n)).c_str(), body);
-        b->UseRealTime();
+        b->UseManualTime();
         if (n == MEMORY_ELEMENTS)
             b->Threads(static_cast<int>(std::thread::hardware_concurrency()));
     }
 }
 
+void copy(Data &d, size_t bytes)
+{
+    std::memcpy(static_cast<void *>(d.y), d.x, bytes);
+}
+
 void add_limits()
 {
-    add("memcpy", 512, "",
-        [](Data &d, size_t n) { std::memcpy(static_cast<void *>(d.y), d.x, n * 4); });
-    std::map<std::string, bool> known;
-    for (const Kernel &k : kernels) {
-        std::string name = limit_name(k.read, k.write);
-        if (known.emplace(name, true).second)
-            add(name, k.read, "",
-                [=](Data &d, size_t n) { qf_limit_traffic(d.x, d.y, n, k.read, k.write); });
-    }
-    add("plain_loop", 512, limit_name(512, 128),
-        [](Data &d, size_t n) { qf_plain_quantize(d.x, n, 0.0123f, d.q); });
-    for (size_t i = 0; qf_kernels_at(i); i++) {
-        qf_divider divide = qf_limit_divider(qf_kernels_at(i)->name);
-        if (divide)
-            add(std::string("divide/") + qf_kernels_at(i)->name, 512, "", [=](Data &d, size_t n) {
-                float sum = divide(d.x, n, 0.0123f);
-                benchmark::DoNotOptimize(sum);
-            });
-    }
+    add("memcpy", 512, [](Data &d, size_t n) { copy(d, n * 4); }, {}, {});
+    add("read", 512, [](Data &d, size_t n) { qf_limit_traffic(d.x, d.y, n, 512, 0); }, {}, {});
+    add("plain_loop", 512, [](Data &d, size_t n) { qf_plain_quantize(d.x, n, 0.0123f, d.q); }, {},
+        {});
 }
 
 void add_kernels()
 {
     for (const Kernel &kernel : kernels) {
+        const Kernel e = kernel;
+        Rival limit = {"x_limit",
+                       [e](Data &d, size_t n) { qf_limit_traffic(d.x, d.y, n, e.read, e.write); }};
+        Rival memory = {"x_memcpy", [e](Data &d, size_t n) { copy(d, n / 128 * e.read); }};
+        Rival plain = {"x_plain",
+                       [](Data &d, size_t n) { qf_plain_quantize(d.x, n, 0.0123f, d.q); }};
         for (size_t i = 0; qf_kernels_at(i); i++) {
             const qf_kernels *k = qf_kernels_at(i);
-            Run run = kernel.run;
-            add(std::string(kernel.name) + "/" + k->name, kernel.read,
-                limit_name(kernel.read, kernel.write),
-                [=](Data &d, size_t n) { run(k, d, n, n == MEMORY_ELEMENTS); });
+            std::vector<Rival> in_l1 = {memory}, in_memory = {limit, memory};
+            if (std::strncmp(e.name, "quantize_", 9) == 0) {
+                qf_divider divide = qf_limit_divider(k->name);
+                in_l1 = {plain};
+                if (divide)
+                    in_l1.push_back({"x_divide", [divide](Data &d, size_t n) {
+                                         float sum = divide(d.x, n, 0.0123f);
+                                         benchmark::DoNotOptimize(sum);
+                                     }});
+            }
+            add(
+                std::string(e.name) + "/" + k->name, e.read,
+                [e, k](Data &d, size_t n) { e.run(k, d, n, n == MEMORY_ELEMENTS); }, in_l1,
+                in_memory);
         }
     }
 }
-
-// Keeps the rates of all repetitions, and prints medians and their ratios at the end.
-class Ratios : public benchmark::ConsoleReporter
-{
-  public:
-    void ReportRuns(const std::vector<Run> &runs) override
-    {
-        for (const Run &run : runs) {
-            if (run.run_type != Run::RT_Iteration || run.error_occurred)
-                continue;
-            std::string name = run.benchmark_name();
-            name = name.substr(0, name.find("/real_time"));
-            rates[name].push_back(run.counters.at("bytes_per_second"));
-            limits[name] = run.report_label;
-        }
-    }
-
-    void table()
-    {
-        std::printf("%-40s %8s %9s %8s %8s %8s\n", "kernel/isa/where", "GB/s", "x memcpy",
-                    "x limit", "x divide", "x plain");
-        for (const auto &entry : rates) {
-            const std::string &name = entry.first;
-            std::string place = name.substr(name.rfind('/'));
-            std::string isa = name.substr(0, name.rfind('/'));
-            isa = isa.substr(isa.rfind('/') + 1);
-            bool division = name.compare(0, 9, "quantize_") == 0;
-            std::printf("%-40s %8.1f %9s %8s %8s %8s\n", name.c_str(), median(name) * 1e-9,
-                        ratio(name, "memcpy" + place).c_str(),
-                        ratio(name, limits[name] + place).c_str(),
-                        division ? ratio(name, "divide/" + isa + place).c_str() : "",
-                        division ? ratio(name, "plain_loop" + place).c_str() : "");
-        }
-    }
-
-  private:
-    double median(const std::string &name)
-    {
-        std::vector<double> &v = rates[name];
-        std::sort(v.begin(), v.end());
-        return v.empty() ? 0 : v[v.size() / 2];
-    }
-
-    std::string ratio(const std::string &name, const std::string &to)
-    {
-        char text[32] = "";
-        if (rates.count(to))
-            std::snprintf(text, sizeof text, "%.2f", median(name) / median(to));
-        return text;
-    }
-
-    std::map<std::string, std::vector<double>> rates;
-    std::map<std::string, std::string> limits;
-};
 
 } // namespace
 
 int main(int argc, char **argv)
 {
-    std::vector<char *> args(argv, argv + argc);
-    char repetitions[] = "--benchmark_repetitions=5";
-    char interleaved[] = "--benchmark_enable_random_interleaving=true";
-    char brief[] = "--benchmark_min_time=0.05";
-    args.insert(args.begin() + 1, {repetitions, interleaved, brief});
-    int count = static_cast<int>(args.size());
-    benchmark::Initialize(&count, args.data());
+    benchmark::Initialize(&argc, argv);
     add_limits();
     add_kernels();
-    Ratios ratios;
-    benchmark::RunSpecifiedBenchmarks(&ratios);
-    ratios.table();
+    benchmark::RunSpecifiedBenchmarks();
     benchmark::Shutdown();
     return 0;
 }

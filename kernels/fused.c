@@ -3,11 +3,6 @@
 
 #include "kernels.h"
 
-size_t qf_element_size(qf_element type)
-{
-    return type == QF_F32 ? 4 : 2;
-}
-
 qf_quantize_fn qf_quantize_for(const qf_kernels *k, qf_element type)
 {
     return type == QF_F32 ? k->quantize_f32 : type == QF_F16 ? k->quantize_f16 : k->quantize_bf16;

@@ -14,6 +14,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* How elements are stored. */
+typedef enum qf_element { QF_F32 = 0, QF_F16 = 1, QF_BF16 = 2 } qf_element;
+static inline size_t qf_element_size(qf_element type)
+{
+    return type == QF_F32 ? 4 : 2;
+}
+
 /* What a quantize kernel writes: the integers, the integers as float32, or both from one read. */
 typedef struct qf_quantized {
     int8_t *q;   /* NULL: not wanted */
@@ -21,10 +28,18 @@ typedef struct qf_quantized {
     bool stream; /* nobody reads the output soon: store past the cache where that is possible */
 } qf_quantized;
 
+/* The outputs from element n on. */
+static inline qf_quantized qf_quantized_behind(qf_quantized out, size_t n)
+{
+    out.q = out.q ? out.q + n : NULL;
+    out.y = out.y ? out.y + n : NULL;
+    return out;
+}
+
 typedef bool (*qf_quantize_fn)(const void *x, size_t n, float scale, int lo, int hi,
                                qf_quantized out);
-typedef bool (*qf_quantize_columns_fn)(const void *x, size_t n, const float *scales, int lo, int hi,
-                                       qf_quantized out);
+typedef bool (*qf_quantize_columns_fn)(const void *x, size_t rows, size_t n, const float *scales,
+                                       int lo, int hi, qf_quantized out);
 
 /* One instruction set's kernels. */
 typedef struct qf_kernels {
@@ -41,7 +56,7 @@ typedef struct qf_kernels {
     /* q[i] = clamp(rint(x[i] / scale), lo, hi), all in float32: reference facts 4.3; y[i] = q[i].
      * Returns false if any x[i] is not finite; the output is then unspecified but written. */
     qf_quantize_fn quantize_f32, quantize_f16, quantize_bf16;
-    /* The same with a scale per element. */
+    /* The same for `rows` rows of n elements, one behind the other, with a scale per column. */
     qf_quantize_columns_fn quantize_columns_f32, quantize_columns_f16, quantize_columns_bf16;
 
     /* *max = max(*max, |x[i]|), and the same for n columns. Returns false if any x[i] is not
@@ -90,9 +105,6 @@ const qf_kernels *qf_kernels_at(size_t i);
 
 /* ---- fused.c: kernels made of the above, for any instruction set -------------------------- */
 
-/* Stored elements, of which there are `bits`-wide quantized ones to be made. */
-typedef enum qf_element { QF_F32 = 0, QF_F16 = 1, QF_BF16 = 2 } qf_element;
-size_t qf_element_size(qf_element type);
 qf_quantize_fn qf_quantize_for(const qf_kernels *k, qf_element type);
 qf_quantize_columns_fn qf_quantize_columns_for(const qf_kernels *k, qf_element type);
 

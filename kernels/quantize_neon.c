@@ -45,16 +45,12 @@ static inline size_t quantize(const void *x, size_t n, qf_element type, const fl
     return i;
 }
 
-static qf_quantized behind(qf_quantized out, size_t n)
-{
-    return (qf_quantized){.q = out.q ? out.q + n : NULL, .y = out.y ? out.y + n : NULL};
-}
-
 bool qf_quantize_f32_neon(const void *x, size_t n, float scale, int lo, int hi, qf_quantized out)
 {
     bool finite;
     size_t i = quantize(x, n, QF_F32, &scale, 0, lo, hi, out, &finite);
-    return qf_quantize_f32_scalar((const char *)x + 4 * i, n - i, scale, lo, hi, behind(out, i)) &&
+    return qf_quantize_f32_scalar((const char *)x + 4 * i, n - i, scale, lo, hi,
+                                  qf_quantized_behind(out, i)) &&
            finite;
 }
 
@@ -62,7 +58,8 @@ bool qf_quantize_f16_neon(const void *x, size_t n, float scale, int lo, int hi, 
 {
     bool finite;
     size_t i = quantize(x, n, QF_F16, &scale, 0, lo, hi, out, &finite);
-    return qf_quantize_f16_scalar((const char *)x + 2 * i, n - i, scale, lo, hi, behind(out, i)) &&
+    return qf_quantize_f16_scalar((const char *)x + 2 * i, n - i, scale, lo, hi,
+                                  qf_quantized_behind(out, i)) &&
            finite;
 }
 
@@ -70,36 +67,41 @@ bool qf_quantize_bf16_neon(const void *x, size_t n, float scale, int lo, int hi,
 {
     bool finite;
     size_t i = quantize(x, n, QF_BF16, &scale, 0, lo, hi, out, &finite);
-    return qf_quantize_bf16_scalar((const char *)x + 2 * i, n - i, scale, lo, hi, behind(out, i)) &&
+    return qf_quantize_bf16_scalar((const char *)x + 2 * i, n - i, scale, lo, hi,
+                                   qf_quantized_behind(out, i)) &&
            finite;
 }
 
-bool qf_quantize_columns_f32_neon(const void *x, size_t n, const float *scales, int lo, int hi,
-                                  qf_quantized out)
+static inline bool quantize_rows(const void *x, size_t rows, size_t n, qf_element type,
+                                 qf_quantize_columns_fn tail, const float *scales, int lo, int hi,
+                                 qf_quantized out)
 {
-    bool finite;
-    size_t i = quantize(x, n, QF_F32, scales, 1, lo, hi, out, &finite);
-    return qf_quantize_columns_f32_scalar((const char *)x + 4 * i, n - i, scales + i, lo, hi,
-                                          behind(out, i)) &&
-           finite;
+    bool all = true, finite;
+    for (size_t r = 0; r < rows; r++) {
+        const char *row = (const char *)x + r * n * qf_element_size(type);
+        qf_quantized to = qf_quantized_behind(out, r * n);
+        size_t i = quantize(row, n, type, scales, 1, lo, hi, to, &finite);
+        all &= tail(row + i * qf_element_size(type), 1, n - i, scales + i, lo, hi,
+                    qf_quantized_behind(to, i)) &&
+               finite;
+    }
+    return all;
 }
 
-bool qf_quantize_columns_f16_neon(const void *x, size_t n, const float *scales, int lo, int hi,
-                                  qf_quantized out)
+bool qf_quantize_columns_f32_neon(const void *x, size_t rows, size_t n, const float *scales, int lo,
+                                  int hi, qf_quantized out)
 {
-    bool finite;
-    size_t i = quantize(x, n, QF_F16, scales, 1, lo, hi, out, &finite);
-    return qf_quantize_columns_f16_scalar((const char *)x + 2 * i, n - i, scales + i, lo, hi,
-                                          behind(out, i)) &&
-           finite;
+    return quantize_rows(x, rows, n, QF_F32, qf_quantize_columns_f32_scalar, scales, lo, hi, out);
 }
 
-bool qf_quantize_columns_bf16_neon(const void *x, size_t n, const float *scales, int lo, int hi,
-                                   qf_quantized out)
+bool qf_quantize_columns_f16_neon(const void *x, size_t rows, size_t n, const float *scales, int lo,
+                                  int hi, qf_quantized out)
 {
-    bool finite;
-    size_t i = quantize(x, n, QF_BF16, scales, 1, lo, hi, out, &finite);
-    return qf_quantize_columns_bf16_scalar((const char *)x + 2 * i, n - i, scales + i, lo, hi,
-                                           behind(out, i)) &&
-           finite;
+    return quantize_rows(x, rows, n, QF_F16, qf_quantize_columns_f16_scalar, scales, lo, hi, out);
+}
+
+bool qf_quantize_columns_bf16_neon(const void *x, size_t rows, size_t n, const float *scales,
+                                   int lo, int hi, qf_quantized out)
+{
+    return quantize_rows(x, rows, n, QF_BF16, qf_quantize_columns_bf16_scalar, scales, lo, hi, out);
 }

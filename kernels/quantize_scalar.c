@@ -54,20 +54,31 @@ bool qf_quantize_bf16_scalar(const void *x, size_t n, float scale, int lo, int h
     return quantize(x, n, QF_BF16, &scale, 0, lo, hi, out);
 }
 
-bool qf_quantize_columns_f32_scalar(const void *x, size_t n, const float *scales, int lo, int hi,
-                                    qf_quantized out)
+static inline bool quantize_rows(const void *x, size_t rows, size_t n, qf_element type,
+                                 const float *scales, int lo, int hi, qf_quantized out)
 {
-    return quantize(x, n, QF_F32, scales, 1, lo, hi, out);
+    bool finite = true;
+    for (size_t r = 0; r < rows; r++) {
+        const char *row = (const char *)x + r * n * qf_element_size(type);
+        finite &= quantize(row, n, type, scales, 1, lo, hi, qf_quantized_behind(out, r * n));
+    }
+    return finite;
 }
 
-bool qf_quantize_columns_f16_scalar(const void *x, size_t n, const float *scales, int lo, int hi,
-                                    qf_quantized out)
+bool qf_quantize_columns_f32_scalar(const void *x, size_t rows, size_t n, const float *scales,
+                                    int lo, int hi, qf_quantized out)
 {
-    return quantize(x, n, QF_F16, scales, 1, lo, hi, out);
+    return quantize_rows(x, rows, n, QF_F32, scales, lo, hi, out);
 }
 
-bool qf_quantize_columns_bf16_scalar(const void *x, size_t n, const float *scales, int lo, int hi,
-                                     qf_quantized out)
+bool qf_quantize_columns_f16_scalar(const void *x, size_t rows, size_t n, const float *scales,
+                                    int lo, int hi, qf_quantized out)
 {
-    return quantize(x, n, QF_BF16, scales, 1, lo, hi, out);
+    return quantize_rows(x, rows, n, QF_F16, scales, lo, hi, out);
+}
+
+bool qf_quantize_columns_bf16_scalar(const void *x, size_t rows, size_t n, const float *scales,
+                                     int lo, int hi, qf_quantized out)
+{
+    return quantize_rows(x, rows, n, QF_BF16, scales, lo, hi, out);
 }

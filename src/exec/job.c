@@ -277,11 +277,6 @@ static elements read_elements(const qf_job *job, const qf_varint_index *index, u
     return (elements){(const unsigned char *)values, QF_F32};
 }
 
-static qf_quantized part_of(qf_quantized out, size_t from)
-{
-    return (qf_quantized){.q = out.q ? out.q + from : NULL, .y = out.y ? out.y + from : NULL};
-}
-
 /* Quantizes `n` elements that start at flat index `first` of the output. False if one is not
  * finite. */
 static bool quantize_span(const qf_job *job, uint64_t first, size_t n, elements x, qf_quantized out)
@@ -297,16 +292,21 @@ static bool quantize_span(const qf_job *job, uint64_t first, size_t n, elements 
         const float *scales = job->scales + scale_index(job, row, col);
         size_t left = n - done, run = same_scale(job, row, col, left);
         if (run >= SHORT_RUN || run == left) {
-            finite &= qf_quantize_for(k, x.type)(at, run, *scales, lo, hi, part_of(out, done));
+            finite &= qf_quantize_for(k, x.type)(at, run, *scales, lo, hi,
+                                                 qf_quantized_behind(out, done));
         } else {
+            size_t rows = 1;
             run = scales_in_a_row(job, col, left);
             if (run < SHORT_RUN && run < left) {
                 run = (size_t)at_most(left, GATHER);
                 gather_scales(job, first + done, run, gathered);
                 scales = gathered;
+            } else if (col == 0 && job->row_mul == 0 && job->row_mod == 1) {
+                rows = left / run;
             }
-            finite &=
-                qf_quantize_columns_for(k, x.type)(at, run, scales, lo, hi, part_of(out, done));
+            finite &= qf_quantize_columns_for(k, x.type)(at, rows, run, scales, lo, hi,
+                                                         qf_quantized_behind(out, done));
+            run *= rows;
         }
         done += run;
     }

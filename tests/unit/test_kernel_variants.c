@@ -156,7 +156,7 @@ static void quantize_all(const qf_kernels *k, const sample *s, unsigned char *ou
     qf_quantized o = {
         .q = s->n % 5 == 1 ? NULL : q, .y = s->n % 5 == 2 ? NULL : y, .stream = s->n % 2 == 0};
     bool finite =
-        columns ? qf_quantize_columns_for(k, type)(stored(s, type), s->n, s->scales, lo, hi, o)
+        columns ? qf_quantize_columns_for(k, type)(stored(s, type), 1, s->n, s->scales, lo, hi, o)
                 : qf_quantize_for(k, type)(stored(s, type), s->n, s->scale, lo, hi, o);
     assert_true(finite);
 }
@@ -355,7 +355,7 @@ static void test_nonfinite_is_seen(void **state)
                 memset(low, 0, sizeof low);
                 memset(high, 0, sizeof high);
                 assert_false(k->quantize_f32(x, n, 1.0f, -128, 127, out));
-                assert_false(k->quantize_columns_f32(x, n, scales, -128, 127, out));
+                assert_false(k->quantize_columns_f32(x, 1, n, scales, -128, 127, out));
                 assert_false(k->absmax(x, n, high));
                 high[0] = 0;
                 assert_false(k->absmax_columns(x, n, high));
@@ -385,11 +385,12 @@ static void test_nonfinite_halves_are_seen(void **state)
         for (size_t at = 0; at < 70; at++) {
             x[at] = bad_f16[at % 4];
             assert_false(k->quantize_f16(x, 70, 1.0f, -128, 127, (qf_quantized){.y = y}));
-            assert_false(k->quantize_columns_f16(x, 70, scales, -128, 127, (qf_quantized){.y = y}));
+            assert_false(
+                k->quantize_columns_f16(x, 1, 70, scales, -128, 127, (qf_quantized){.y = y}));
             x[at] = bad_bf16[at % 4];
             assert_false(k->quantize_bf16(x, 70, 1.0f, -128, 127, (qf_quantized){.y = y}));
             assert_false(
-                k->quantize_columns_bf16(x, 70, scales, -128, 127, (qf_quantized){.y = y}));
+                k->quantize_columns_bf16(x, 1, 70, scales, -128, 127, (qf_quantized){.y = y}));
             x[at] = 0;
             assert_true(k->quantize_f16(x, 70, 1.0f, -128, 127, (qf_quantized){.y = y}));
         }
@@ -422,6 +423,41 @@ static void test_streaming(void **state)
     free(x);
     free(y);
     free(q);
+}
+
+/* Several rows at once, of every width around the tiles, one after the other in memory. */
+static void test_rows_of_columns(void **state)
+{
+    (void)state;
+    enum { ROWS = 9, MAX = 200 };
+    static float x[ROWS * MAX + 1], y[2][ROWS * MAX + 16];
+    static int8_t q[2][ROWS * MAX + 64];
+    float scales[MAX];
+    for (size_t n = 1; n <= MAX; n++) {
+        size_t rows = n % (ROWS + 1);
+        for (size_t i = 0; i < n; i++)
+            scales[i] = random_scale();
+        for (size_t i = 0; i < rows * n; i++)
+            x[i + 1] = value((data_kind)(i % KINDS), scales[i % n]);
+        for (size_t v = 0; qf_kernels_at(v); v++) {
+            for (int t = 0; t < 2; t++) {
+                memset(q[t], GUARD, sizeof q[t]);
+                memset(y[t], GUARD, sizeof y[t]);
+                const qf_kernels *k = qf_kernels_at(t ? v : 0);
+                qf_quantized out = {q[t], n % 3 ? y[t] : NULL, n % 2 == 0};
+                assert_true(k->quantize_columns_f32(x + 1, rows, n, scales, -128, 127, out));
+            }
+            assert_memory_equal(q[0], q[1], sizeof q[0]);
+            assert_memory_equal(y[0], y[1], sizeof y[0]);
+            if (rows) {
+                float kept = x[rows * n];
+                x[rows * n] = NAN;
+                assert_false(qf_kernels_at(v)->quantize_columns_f32(
+                    x + 1, rows, n, scales, -128, 127, (qf_quantized){.q = q[1]}));
+                x[rows * n] = kept;
+            }
+        }
+    }
 }
 
 /* Sizes around the tiles of each instruction set, with strides wider than the matrix. */
@@ -497,6 +533,7 @@ int main(void)
         cmocka_unit_test(test_nonfinite_is_seen),
         cmocka_unit_test(test_nonfinite_halves_are_seen),
         cmocka_unit_test(test_streaming),
+        cmocka_unit_test(test_rows_of_columns),
         cmocka_unit_test(test_transpose),
         cmocka_unit_test(test_quantize_transposed),
     };

@@ -67,7 +67,7 @@ static void test_quantize(void **state)
                 }
                 assert_true(
                     qf_kernels_at(v)->quantize_f32(x, n, scale, lo, hi, (qf_quantized){.q = q}));
-                assert_true(qf_kernels_at(v)->quantize_columns_f32(x, n, scales, lo, hi,
+                assert_true(qf_kernels_at(v)->quantize_columns_f32(x, 1, n, scales, lo, hi,
                                                                    (qf_quantized){.q = columns}));
                 for (size_t i = 0; i < n; i++) {
                     assert_int_equal(q[i], expected(x[i], scale, lo, hi));
@@ -126,7 +126,7 @@ static void test_nonfinite_is_seen(void **state)
             x[at] = bad[at % 3];
             assert_false(
                 qf_kernels_at(v)->quantize_f32(x, 67, 1.0f, -128, 127, (qf_quantized){.q = q}));
-            assert_false(qf_kernels_at(v)->quantize_columns_f32(x, 67, scales, -128, 127,
+            assert_false(qf_kernels_at(v)->quantize_columns_f32(x, 1, 67, scales, -128, 127,
                                                                 (qf_quantized){.q = q}));
         }
     }
