@@ -23,9 +23,11 @@ static inline size_t qf_element_size(qf_element type)
 
 /* What a quantize kernel writes: the integers, the integers as float32, or both from one read. */
 typedef struct qf_quantized {
-    int8_t *q;   /* NULL: not wanted */
-    float *y;    /* NULL: not wanted */
-    bool stream; /* nobody reads the output soon: store past the cache where that is possible */
+    int8_t *q; /* NULL: not wanted */
+    float *y;  /* NULL: not wanted */
+    /* Nobody reads the output soon: store past the cache where that is possible. For output of many
+     * megabytes in memory; the executor's buffers stay in the cache and do not want it. */
+    bool stream;
 } qf_quantized;
 
 /* The outputs from element n on. */
@@ -108,7 +110,8 @@ const qf_kernels *qf_kernels_at(size_t i);
 qf_quantize_fn qf_quantize_for(const qf_kernels *k, qf_element type);
 qf_quantize_columns_fn qf_quantize_columns_for(const qf_kernels *k, qf_element type);
 
-/* n / 2 bytes of pairs of 4-bit integers; n is even. Returns as quantize does. */
+/* n / 2 bytes of pairs of 4-bit integers, for callers that have no use for the integers themselves;
+ * n is even. Returns as quantize does. */
 bool qf_quantize_nibbles(const qf_kernels *k, const void *x, qf_element type, size_t n, float scale,
                          uint8_t *out);
 

@@ -48,12 +48,18 @@ static inline __m256 element(const void *x, size_t i, __m256 *bad)
     return v;
 }
 
+/* Values so far, zeros positive. */
+static inline __m256 started(const float *p)
+{
+    return _mm256_add_ps(_mm256_loadu_ps(p), _mm256_setzero_ps());
+}
+
 bool qf_minmax_avx2(const void *x, size_t n, float *min, float *max)
 {
     __m256 low[2], high[2], bad = _mm256_setzero_ps();
     float lanes[16], ignored = *min;
-    low[0] = low[1] = _mm256_set1_ps(*min);
-    high[0] = high[1] = _mm256_set1_ps(*max);
+    low[0] = low[1] = _mm256_set1_ps(*min + 0.0f);
+    high[0] = high[1] = _mm256_set1_ps(*max + 0.0f);
     size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         for (size_t j = 0; j < 2; j++) {
@@ -75,8 +81,8 @@ bool qf_minmax_columns_avx2(const void *x, size_t n, float *min, float *max)
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         __m256 v = element(x, i, &bad);
-        _mm256_storeu_ps(min + i, _mm256_min_ps(v, _mm256_loadu_ps(min + i)));
-        _mm256_storeu_ps(max + i, _mm256_max_ps(v, _mm256_loadu_ps(max + i)));
+        _mm256_storeu_ps(min + i, _mm256_min_ps(v, started(min + i)));
+        _mm256_storeu_ps(max + i, _mm256_max_ps(v, started(max + i)));
     }
     return qf_minmax_columns_scalar((const float *)x + i, n - i, min + i, max + i) &&
            qf_all_zero(bad);

@@ -51,11 +51,17 @@ static inline __m512 element(const void *x, size_t i, __m512 *bad)
     return v;
 }
 
+/* Values so far, zeros positive. */
+static inline __m512 started(const float *p)
+{
+    return _mm512_add_ps(_mm512_loadu_ps(p), _mm512_setzero_ps());
+}
+
 bool qf_minmax_avx512(const void *x, size_t n, float *min, float *max)
 {
     __m512 low[2], high[2], bad = _mm512_setzero_ps();
-    low[0] = low[1] = _mm512_set1_ps(*min);
-    high[0] = high[1] = _mm512_set1_ps(*max);
+    low[0] = low[1] = _mm512_set1_ps(*min + 0.0f);
+    high[0] = high[1] = _mm512_set1_ps(*max + 0.0f);
     size_t i = 0;
     for (; i + 32 <= n; i += 32) {
         for (size_t j = 0; j < 2; j++) {
@@ -76,8 +82,8 @@ bool qf_minmax_columns_avx512(const void *x, size_t n, float *min, float *max)
     size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         __m512 v = element(x, i, &bad);
-        _mm512_storeu_ps(min + i, _mm512_min_ps(v, _mm512_loadu_ps(min + i)));
-        _mm512_storeu_ps(max + i, _mm512_max_ps(v, _mm512_loadu_ps(max + i)));
+        _mm512_storeu_ps(min + i, _mm512_min_ps(v, started(min + i)));
+        _mm512_storeu_ps(max + i, _mm512_max_ps(v, started(max + i)));
     }
     bool finite = _mm512_test_epi32_mask(_mm512_castps_si512(bad), _mm512_castps_si512(bad)) == 0;
     return qf_minmax_columns_scalar((const float *)x + i, n - i, min + i, max + i) && finite;

@@ -45,12 +45,18 @@ static inline float32x4_t element(const void *x, size_t i, uint32x4_t *bad)
     return v;
 }
 
+/* Values so far, zeros positive. */
+static inline float32x4_t started(const float *p)
+{
+    return vaddq_f32(vld1q_f32(p), vdupq_n_f32(0));
+}
+
 bool qf_minmax_neon(const void *x, size_t n, float *min, float *max)
 {
     float32x4_t low[2], high[2];
     uint32x4_t bad = vdupq_n_u32(0);
-    low[0] = low[1] = vdupq_n_f32(*min);
-    high[0] = high[1] = vdupq_n_f32(*max);
+    low[0] = low[1] = vdupq_n_f32(*min + 0.0f);
+    high[0] = high[1] = vdupq_n_f32(*max + 0.0f);
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         for (size_t j = 0; j < 2; j++) {
@@ -70,8 +76,8 @@ bool qf_minmax_columns_neon(const void *x, size_t n, float *min, float *max)
     size_t i = 0;
     for (; i + 4 <= n; i += 4) {
         float32x4_t v = element(x, i, &bad);
-        vst1q_f32(min + i, vminq_f32(v, vld1q_f32(min + i)));
-        vst1q_f32(max + i, vmaxq_f32(v, vld1q_f32(max + i)));
+        vst1q_f32(min + i, vminq_f32(v, started(min + i)));
+        vst1q_f32(max + i, vmaxq_f32(v, started(max + i)));
     }
     return qf_minmax_columns_scalar((const float *)x + i, n - i, min + i, max + i) &&
            qf_all_zero(bad);

@@ -21,9 +21,10 @@ static inline bool minmax(const void *x, size_t n, size_t step, float *min, floa
     bool bad = false;
     for (size_t i = 0; i < n; i++) {
         float v = qf_stored(x, i, QF_F32) + 0.0f; /* -0 becomes 0 */
+        float low = min[i * step] + 0.0f, high = max[i * step] + 0.0f;
         bad |= qf_nonfinite(v) != 0;
-        min[i * step] = v < min[i * step] ? v : min[i * step];
-        max[i * step] = v > max[i * step] ? v : max[i * step];
+        min[i * step] = v < low ? v : low;
+        max[i * step] = v > high ? v : high;
     }
     return !bad;
 }
@@ -40,6 +41,8 @@ bool qf_absmax_columns_scalar(const void *x, size_t n, float *max)
 
 bool qf_minmax_scalar(const void *x, size_t n, float *min, float *max)
 {
+    *min += 0.0f; /* also where there is nothing to compare with */
+    *max += 0.0f;
     return minmax(x, n, 0, min, max);
 }
 

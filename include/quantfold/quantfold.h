@@ -190,9 +190,10 @@ typedef enum qf_external_layout {
     QF_LAYOUT_SINGLE = 1
 } qf_external_layout;
 
-/* How payloads reach the output files; the files are the same. AUTO: DIRECT for large output that
- * is synced, else PWRITE. DIRECT falls back to PWRITE where the file system has no direct I/O, MMAP
- * where it cannot allocate space in advance. */
+/* How payloads reach the output files; the files are the same. DIRECT runs two threads for each
+ * core, of which one waits for the disk while the other calculates. AUTO: DIRECT for large output
+ * that is synced, else PWRITE. DIRECT falls back to PWRITE where the file system has no direct I/O,
+ * MMAP where it cannot allocate space in advance. */
 typedef enum qf_io { QF_IO_AUTO = 0, QF_IO_PWRITE = 1, QF_IO_MMAP = 2, QF_IO_DIRECT = 3 } qf_io;
 
 /* How the fake_quant model holds the integers of quantized weights. FLOAT: as float32, the
@@ -244,15 +245,15 @@ typedef struct qf_export_options {
     qf_external external;
     uint64_t external_threshold; /* bytes; 2,000,000,000 as the reference */
     qf_external_layout external_layout;
-    int threads;             /* 0: as many as OpenMP would use */
+    int threads;             /* cores to use, at most 1024; 0: as many as OpenMP would */
     qf_progress_fn progress; /* may be NULL */
     void *progress_user;
     /* Plan without looking at the target folder: no check of free space, of files that exist, of
      * outputs that are inputs. */
     bool ignore_target;
     /* Bytes of memory that the process may have resident while it writes, mapped parts of files
-     * included; 0: a quarter of the machine's. Fewer threads and smaller buffers are used to keep
-     * it; QF_ERR_INPUT if that is not enough. */
+     * included; 0: a quarter of the machine's, or of what a cgroup or RLIMIT_DATA allows. Fewer
+     * threads and smaller buffers are used to keep it; QF_ERR_INPUT if that is not enough. */
     uint64_t memory_limit;
     qf_io io;
     qf_fake_quant_weights fake_quant_weights;

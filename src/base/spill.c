@@ -156,9 +156,13 @@ static head *map(size_t size, int flags, int fd, uint64_t offset)
 /* A block from the end of the file, of which `wanted` bytes will be used soon. */
 static head *take_new(size_t size, size_t wanted)
 {
-    if (!open_file() || !extend(size) || !fill(spill.used, wanted))
+    if (!open_file())
         return NULL;
-    head *block = map(size, MAP_SHARED, spill.fd, spill.used);
+    head *block = NULL;
+    if (extend(size) && fill(spill.used, wanted))
+        block = map(size, MAP_SHARED, spill.fd, spill.used);
+    if (!block && !spill.used)
+        close_file(); /* its disk is full, or takes no space in advance */
     if (!block)
         return NULL;
     spill.used += size;

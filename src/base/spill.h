@@ -7,10 +7,11 @@
  * that has no name. The kernel keeps the file's pages in memory as long as there is enough and can
  * write them out when there is not, so that a model of any size can be planned under a fixed memory
  * limit. The file's space is taken before it is mapped: a full disk is no SIGBUS. Where there is no
- * such file ($TMPDIR, /var/tmp and /tmp are tried; file systems in memory do not count) or its disk
- * is full, everything is anonymous.
+ * such file ($TMPDIR, /var/tmp and /tmp are tried; file systems in memory do not count), or its
+ * file system is full or takes no space in advance, everything is anonymous.
  *
- * All functions may be called by several threads.
+ * All functions may be called by several threads. The file is shared with a child process: after a
+ * fork, only one of the two may go on using what was allocated before.
  */
 #ifndef QF_BASE_SPILL_H
 #define QF_BASE_SPILL_H

@@ -21,7 +21,7 @@ static const char help[] =
     "  --external-layout HOW   per-tensor (default), single: one page-aligned file a model\n"
     "  --fake-quant-weights F  float (default, the reference's form), int8 (a quarter of the\n"
     "                          bytes, cast in the graph), shared (int8 in files of both models)\n"
-    "  --threads N             default: one a core\n"
+    "  --threads N             cores to use (default: all)\n"
     "  --io HOW                auto (default), pwrite, mmap, direct: how output is written\n"
     "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
     "  --memory-limit SIZE     resident memory, as 512M or 2G (default: a quarter of the RAM)\n"

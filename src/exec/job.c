@@ -342,6 +342,13 @@ static qf_status check_element(const qf_job *job, const qf_varint_index *index, 
                       job->tensor, (double)x, (unsigned long long)at);
 }
 
+/* A value was not finite when it was quantized, and is when it is looked for. */
+static qf_status refuse_change(const qf_job *job, qf_error *err)
+{
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = job->file, .item = job->layer},
+                      "weight tensor '%s' changed while it was read", job->tensor);
+}
+
 /* ---- storing ---- */
 
 static qf_status room(const qf_sink *sink, qf_target target, qf_job_output out, uint64_t offset,
@@ -521,7 +528,7 @@ static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint6
         return finish_flat(job, first, n, made, at, s, sink, err);
     for (uint64_t i = first; status == QF_OK && i < first + n; i++)
         status = check_element(job, index, i / job->cols, i % job->cols, err);
-    return status;
+    return status == QF_OK ? refuse_change(job, err) : status;
 }
 
 /* Quantizes a region of rows into `q`, row after row. False if a value is not finite. */
@@ -579,7 +586,7 @@ static qf_status run_region(const qf_job *job, const qf_varint_index *index, reg
                           : quantize_rows(job, index, r, s, q))) {
         for (uint64_t i = 0; status == QF_OK && i < r.rows * r.cols; i++)
             status = check_element(job, index, r.row + i / r.cols, r.col + i % r.cols, err);
-        return status;
+        return status == QF_OK ? refuse_change(job, err) : status;
     }
     for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
         if (job->out[t].placed)

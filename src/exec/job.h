@@ -107,6 +107,10 @@ typedef struct qf_varint_index {
 qf_status qf_varint_index_build(const qf_span *span, uint64_t expected, const char *file,
                                 const char *tensor, qf_varint_index *out, qf_error *err);
 void qf_varint_index_release(qf_varint_index *index);
+/* Where in the span the elements lie whose plain bytes, `width` each, are `plain`; with those that
+ * share a stretch of the index. */
+qf_range qf_varint_index_bytes(const qf_varint_index *index, const qf_span *span, unsigned width,
+                               qf_range plain);
 
 qf_status qf_job_run_block(const qf_job *job, const qf_varint_index *index, uint64_t block,
                            qf_scratch *scratch, const qf_sink *sink, qf_error *err);

@@ -6,13 +6,13 @@
 #include <inttypes.h>
 #include <omp.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/memory.h"
 #include "base/spill.h"
 #include "exec/order.h"
 #include "exec/writer.h"
@@ -54,9 +54,9 @@ typedef struct run {
     qf_varint_index *job_indexes, *copy_indexes; /* NULL if no source is made of varints */
     uint64_t total;
     _Atomic uint64_t done;
-    _Atomic bool stop;
-    omp_lock_t lock; /* guards what follows; a critical section would export a symbol */
-    size_t failed;   /* item of the error held, SIZE_MAX if none */
+    _Atomic bool cancelled;
+    _Atomic size_t failed; /* item of the error held, SIZE_MAX if none */
+    omp_lock_t lock;       /* guards what follows; a critical section would export a symbol */
     qf_status status;
     qf_error *err;
 } run;
@@ -93,6 +93,11 @@ static const qf_job *job_of(const run *r, qf_part p)
 static const qf_copy *copy_of(const run *r, qf_part p)
 {
     return p.kind == QF_PART_COPY ? &r->work->layout->copies[p.index] : NULL;
+}
+
+static const qf_span *span_of(const run *r, qf_part p)
+{
+    return p.kind == QF_PART_JOB ? &job_of(r, p)->source : &copy_of(r, p)->source;
 }
 
 static const qf_varint_index *index_of(const run *r, qf_part p)
@@ -136,25 +141,16 @@ static uint64_t bytes_of(const run *r, qf_part p, uint64_t *largest)
 
 /* ---- how much at once ---- */
 
-/* The process's resident memory, 0 if that cannot be told. */
-static uint64_t resident_now(void)
+/* Bytes of the source that transposed jobs keep mapped: a stripe for each thread. Threads that are
+ * at the same job share them, and jobs of many items have all threads at two of them at most. */
+static uint64_t stripes(const run *r, int threads)
 {
-    uint64_t size = 0, pages = 0;
-    FILE *f = fopen("/proc/self/statm", "re");
-    if (!f)
-        return 0;
-    if (fscanf(f, "%" SCNu64 " %" SCNu64, &size, &pages) != 2)
-        pages = 0;
-    fclose(f);
-    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-/* The most that a block of a transposed job has mapped at once, and an item of any other. */
-static uint64_t mapped_at_once(const run *r, const scale *s)
-{
-    uint64_t most = s->step;
+    uint64_t most = 0, few_items = 4 * (r->scale.room > ITEM ? r->scale.room : ITEM);
     for (size_t i = 0; i < r->work->job_count; i++) {
-        uint64_t n = qf_job_mapped(r->work->jobs[i]);
+        const qf_job *job = r->work->jobs[i];
+        uint64_t n = qf_job_mapped(job) * (uint64_t)threads, two = 2 * job->source.length;
+        if (two > few_items * (uint64_t)threads && n > two)
+            n = two;
         most = n > most ? n : most;
     }
     return most;
@@ -173,37 +169,48 @@ static uint64_t item_bytes(const run *r)
     return total < least ? least : total > most ? most : total;
 }
 
-/* Chooses threads and buffers so that memory stays under the limit. */
+static size_t halved(size_t n)
+{
+    n = n / 2 / QF_DIRECT_ALIGN * QF_DIRECT_ALIGN;
+    return n > ROOM_LEAST ? n : ROOM_LEAST;
+}
+
+/* Chooses threads and buffers so that memory stays under the limit: smaller buffers first, then
+ * half the threads. */
 static qf_status fit_memory(run *r)
 {
     const qf_work *w = r->work;
-    uint64_t resident = resident_now(), limit = w->memory_limit;
+    uint64_t resident = qf_memory_resident(), limit = w->memory_limit;
     bool direct = w->io == QF_IO_DIRECT;
     scale *s = &r->scale;
     s->threads = (w->threads > 0 ? w->threads : omp_get_max_threads()) * (direct ? IO_THREADS : 1);
     s->room = qf_writer_room(w->io);
     s->step = STEP;
     if (!limit) {
-        limit = (uint64_t)sysconf(_SC_PHYS_PAGES) / 4 * (uint64_t)sysconf(_SC_PAGESIZE);
+        limit = qf_memory_available() / 4;
         resident = resident < limit / 2 ? resident : limit / 2; /* the host program's own */
     }
     for (;;) {
-        uint64_t each = QF_TARGETS * (s->room + QF_DIRECT_ALIGN) + SCRATCH + mapped_at_once(r, s);
-        uint64_t need = resident + each * (uint64_t)s->threads;
-        s->out = item_bytes(r);
-        if (need <= limit)
+        uint64_t each = QF_TARGETS * (s->room + QF_DIRECT_ALIGN) + SCRATCH + 2 * s->step;
+        uint64_t need = resident + each * (uint64_t)s->threads + stripes(r, s->threads);
+        if (need <= limit) {
+            s->out = item_bytes(r);
             return QF_OK;
+        }
         if (s->room > ROOM_LEAST || s->step > ROOM_LEAST) {
-            s->room = s->room / 2 > ROOM_LEAST ? s->room / 2 : ROOM_LEAST;
-            s->step = s->step / 2 > ROOM_LEAST ? s->step / 2 : ROOM_LEAST;
+            s->room = halved(s->room);
+            s->step = halved((size_t)s->step);
         } else if (s->threads > 1) {
-            s->threads--;
+            s->threads /= 2;
+        } else if (!w->memory_limit) {
+            s->out = item_bytes(r);
+            return QF_OK; /* nobody asked for less than the least */
         } else {
             return qf_fail(r->err, QF_ERR_INPUT,
                            "the memory limit of %" PRIu64 " bytes is too low: %" PRIu64
                            " are resident before the first weight is read, and a thread needs "
                            "%" PRIu64 " more; raise the limit to %" PRIu64,
-                           limit, resident, each, need);
+                           limit, resident, need - resident, need);
         }
     }
 }
@@ -236,19 +243,25 @@ static bool add_large(run *r, uint32_t at, uint64_t bytes, uint64_t largest)
 static bool add_items(run *r)
 {
     item batch = {0};
+    uint64_t source = 0; /* of the batch */
     for (uint32_t i = 0; i < r->piece_count; i++) {
-        uint64_t largest, bytes = bytes_of(r, r->pieces[i], &largest);
-        bool small = largest < SMALL || r->pieces[i].kind == QF_PART_LITERAL;
+        qf_part p = r->pieces[i];
+        uint64_t largest, bytes = bytes_of(r, p, &largest);
+        uint64_t length = p.kind == QF_PART_LITERAL ? 0 : span_of(r, p)->length;
+        bool small = p.kind == QF_PART_LITERAL || !block_count(r, p) ||
+                     (largest < SMALL && length < 4 * SMALL);
         if (small) {
+            source += length;
             if (!batch.pieces)
                 batch.piece = i;
             batch.pieces++;
             batch.bytes += bytes;
         }
-        if (batch.pieces && (!small || batch.bytes >= ITEM)) {
+        if (batch.pieces && (!small || batch.bytes >= ITEM || source >= r->scale.step)) {
             if (!add_item(r, batch))
                 return false;
             batch = (item){0};
+            source = 0;
         }
         if (!small && !add_large(r, i, bytes, largest))
             return false;
@@ -276,6 +289,8 @@ static qf_status index_varints(run *r)
         const qf_job *job = w->jobs[i];
         status = qf_varint_index_build(&job->source, job->rows * job->cols, job->file, job->tensor,
                                        &r->job_indexes[i], r->err);
+        if (r->job_indexes[i].offsets)
+            qf_file_forget(job->source.data, job->source.data + job->source.length);
     }
     for (size_t i = 0; status == QF_OK && i < w->layout->copy_count; i++) {
         const qf_copy *c = &w->layout->copies[i];
@@ -303,11 +318,6 @@ static qf_status prepare(run *r)
 
 /* ---- the source ---- */
 
-static const qf_span *span_of(const run *r, qf_part p)
-{
-    return p.kind == QF_PART_JOB ? &job_of(r, p)->source : &copy_of(r, p)->source;
-}
-
 static qf_range reads(const run *r, qf_part p, uint64_t first, uint64_t count)
 {
     return p.kind == QF_PART_JOB ? qf_job_reads(job_of(r, p), first, count)
@@ -322,6 +332,29 @@ static void advise(const qf_span *span, qf_range range, int advice)
     uintptr_t to = ((uintptr_t)span->data + range.offset + range.length) & ~(page - 1);
     if (to > from)
         madvise((void *)from, to - from, advice);
+}
+
+/* Lets go of what small pieces read, if that is much the same stretch of one file. */
+static void forget_batch(const run *r, const item *it)
+{
+    const unsigned char *from = NULL, *to = NULL;
+    uint64_t sum = 0;
+    int file = -1;
+    for (uint32_t i = 0; i < it->pieces; i++) {
+        qf_part p = r->pieces[it->piece + i];
+        if (p.kind == QF_PART_LITERAL)
+            continue;
+        const qf_span *span = span_of(r, p);
+        if (file >= 0 && span->file != file)
+            return;
+        file = span->file;
+        from = !from || span->data < from ? span->data : from;
+        to = span->data + span->length > to ? span->data + span->length : to;
+        sum += span->length;
+    }
+    enum { GAPS = 4 };
+    if (from && (uint64_t)(to - from) <= GAPS * sum + r->scale.step)
+        qf_file_forget(from, to);
 }
 
 /* Whether a part of a span is in the page cache, by a few of its pages. */
@@ -418,6 +451,15 @@ static qf_status run_blocks(worker *k, qf_part p, uint64_t first, uint64_t count
     return status;
 }
 
+/* Lets go of the varints of the elements whose plain bytes are `range`. */
+static void forget_varints(const run *r, qf_part p, qf_range range)
+{
+    const qf_span *span = span_of(r, p);
+    int32_t type = p.kind == QF_PART_JOB ? job_of(r, p)->data_type : copy_of(r, p)->data_type;
+    qf_range bytes = qf_varint_index_bytes(index_of(r, p), span, qf_dtype_bits(type) / 8, range);
+    qf_file_forget(span->data + bytes.offset, span->data + bytes.offset + bytes.length);
+}
+
 /* Runs the blocks of a large item in steps. The source is read from its mapping if it is in the
  * page cache or will be, else past the cache if output goes there too. Pages behind the sweep count
  * as ours until they are dropped; they are clean, so dropping costs nothing but a fault if a
@@ -432,7 +474,8 @@ static qf_status run_large(worker *k, const item *it, qf_error *err)
     qf_range all = reads(r, p, it->first, it->count);
     uint64_t step = r->scale.step / (all.length / it->count + 1) + 1;
     int fd = -1;
-    if (plain && !turned && k->writer.io == QF_IO_DIRECT && !is_cached(span, all))
+    bool brief = reads(r, p, it->first, 1).length <= r->scale.step; /* a block's bytes are */
+    if (plain && !turned && brief && k->writer.io == QF_IO_DIRECT && !is_cached(span, all))
         fd = open_source(r->work, span, O_DIRECT);
     if (plain && fd < 0 && !is_cached(span, all))
         advise(span, all, MADV_WILLNEED);
@@ -444,8 +487,10 @@ static qf_status run_large(worker *k, const item *it, qf_error *err)
         if (plain && !turned && !data)
             advise(span, reads(r, p, first, n), MADV_DONTNEED);
     }
-    if (turned)
+    if (turned && plain)
         advise(span, all, MADV_DONTNEED);
+    if (!plain)
+        forget_varints(r, p, all);
     if (fd >= 0)
         close(fd);
     return status;
@@ -470,6 +515,8 @@ static qf_status run_item(worker *k, const item *it, qf_error *err)
         status = run_large(k, it, err);
     for (uint32_t i = 0; !it->count && status == QF_OK && i < it->pieces; i++)
         status = run_small(k, r->pieces[it->piece + i], err);
+    if (!it->count)
+        forget_batch(r, it);
     return status == QF_OK ? qf_writer_flush(&k->writer, err) : status;
 }
 
@@ -482,15 +529,14 @@ static void report(run *r, const item *it, double *last)
     *last = qf_monotonic_seconds();
     if (!w->progress(atomic_load(&r->done), r->total, name_of(r, r->pieces[it->piece]),
                      w->progress_user))
-        atomic_store(&r->stop, true);
+        atomic_store(&r->cancelled, true);
 }
 
 static void note_failure(run *r, size_t i, qf_status status, const qf_error *err)
 {
-    atomic_store(&r->stop, true);
     omp_set_lock(&r->lock);
-    if (i < r->failed) {
-        r->failed = i;
+    if (i < atomic_load(&r->failed)) {
+        atomic_store(&r->failed, i);
         r->status = status;
         if (r->err)
             *r->err = *err;
@@ -503,7 +549,8 @@ static void finish_worker(worker *k)
 {
     run *r = k->run;
     qf_error err;
-    qf_status status = atomic_load(&r->stop) ? QF_OK : qf_writer_finish(&k->writer, &err);
+    bool wanted = !atomic_load(&r->cancelled) && atomic_load(&r->failed) == SIZE_MAX;
+    qf_status status = wanted ? qf_writer_finish(&k->writer, &err) : QF_OK;
     if (status != QF_OK)
         note_failure(r, r->count, status, &err);
 }
@@ -519,10 +566,11 @@ static void sweep(run *r)
         fegetenv(&host);
         fesetenv(FE_DFL_ENV);
         qf_writer_init(&k.writer, r->stage, r->work->io, r->scale.room);
-#pragma omp for schedule(dynamic, 1)
+        /* what is before the first failure runs, so that it is the one reported */
+#pragma omp for schedule(monotonic : dynamic, 1)
         for (size_t i = 0; i < r->count; i++) {
             qf_error err;
-            if (atomic_load(&r->stop))
+            if (atomic_load(&r->cancelled) || i > atomic_load(&r->failed))
                 continue;
             report(r, &r->items[i], &last);
             qf_status status = run_item(&k, &r->items[i], &err);
@@ -561,7 +609,7 @@ qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err)
     if (status == QF_OK) {
         sweep(&r);
         status = r.status;
-        if (status == QF_OK && atomic_load(&r.stop))
+        if (status == QF_OK && atomic_load(&r.cancelled))
             status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
     }
     if (status == QF_OK && work->progress &&

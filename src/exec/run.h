@@ -19,7 +19,7 @@ typedef struct qf_work {
     const qf_file *sources;  /* the files that spans index */
     size_t source_count;
     qf_io io;              /* not AUTO */
-    uint64_t memory_limit; /* bytes resident; 0: a quarter of the machine's memory */
+    uint64_t memory_limit; /* bytes resident; 0: a quarter of what there is */
     int threads;           /* 0: OpenMP's choice */
     qf_progress_fn progress;
     void *progress_user;

@@ -50,6 +50,16 @@ void qf_varint_index_release(qf_varint_index *index)
     *index = (qf_varint_index){0};
 }
 
+qf_range qf_varint_index_bytes(const qf_varint_index *index, const qf_span *span, unsigned width,
+                               qf_range plain)
+{
+    uint64_t first = plain.offset / width / STRIDE;
+    uint64_t behind = (plain.offset + plain.length) / width / STRIDE + 1;
+    uint64_t from = index->offsets[first];
+    uint64_t to = behind * STRIDE < index->count ? index->offsets[behind] : span->length;
+    return (qf_range){from, to - from};
+}
+
 void qf_source_elements(const qf_span *span, const qf_varint_index *index, unsigned width,
                         uint64_t first, size_t n, unsigned char *out)
 {

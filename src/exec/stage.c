@@ -491,8 +491,8 @@ qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
     if (status != QF_OK)
         return status;
     int fd = openat(stage->partial_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, FILE_MODE);
-    bool synced = stage->unsynced;
-    if (fd < 0 || (!synced && (fsync(fd) != 0 || fsync(stage->partial_fd) != 0))) {
+    bool sync = !stage->unsynced;
+    if (fd < 0 || (sync && (fsync(fd) != 0 || fsync(stage->partial_fd) != 0))) {
         int e = errno;
         if (fd >= 0)
             close(fd);
@@ -513,13 +513,14 @@ qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
         free(path);
         return status;
     }
-    if (!synced)
-        fsync(stage->folder_fd);
+    if (sync && fsync(stage->folder_fd) != 0)
+        status = qf_fail_errno(err, stage->folder, errno,
+                               "the output is in place, but its names may not be on the disk yet");
     unlinkat(stage->partial_fd, COMPLETE, 0);
     for (size_t i = 0; i < stage->made_count; i++)
         free(stage->made[i]);
     stage->made_count = 0; /* they are the output's now */
-    return QF_OK;
+    return status;
 }
 
 void qf_stage_close(qf_stage *stage)

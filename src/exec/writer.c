@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum {
     PAGE = QF_DIRECT_ALIGN,
@@ -128,7 +129,8 @@ static qf_status flush(qf_writer *w, qf_slot *s, bool more, qf_error *err)
  * cannot be mapped. */
 static bool open_window(qf_writer *w, qf_slot *s, int file, uint64_t offset)
 {
-    uint64_t from = offset - offset % PAGE, size = w->stage->files[file].size;
+    uint64_t from = offset - offset % (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t size = w->stage->files[file].size;
     size_t length = (size_t)(size - from < w->room ? size - from : w->room);
     void *map = qf_stage_map(w->stage, (size_t)file, from, length);
     if (!map)
@@ -146,8 +148,8 @@ static bool open_window(qf_writer *w, qf_slot *s, int file, uint64_t offset)
 static unsigned char *new_buffer(size_t size)
 {
     enum { HUGE = 2 * 1024 * 1024 };
-    unsigned char *buffer =
-        aligned_alloc(size >= HUGE ? HUGE : PAGE, (size + HUGE - 1) & ~(size_t)(HUGE - 1));
+    size_t unit = size >= HUGE ? HUGE : PAGE;
+    unsigned char *buffer = aligned_alloc(unit, (size + unit - 1) / unit * unit);
     if (buffer && size >= HUGE)
         madvise(buffer, size, MADV_HUGEPAGE);
     return buffer;

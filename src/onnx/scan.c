@@ -11,7 +11,7 @@ enum {
     /* Room for the length of a nested message, written as a padded varint because it is known only
      * after the message; protobuf readers accept padding. */
     LENGTH_ROOM = 5,
-    FORGOTTEN = 256 * 1024, /* bytes of a tensor that are worth a call to give pages back */
+    FORGOTTEN = 256 * 1024, /* bytes that are worth a call to give pages back */
 };
 /* protobuf-c holds sizes of messages in 32 bits. */
 static const size_t max_skeleton = (size_t)1 << 30;
@@ -100,9 +100,10 @@ static qf_status put_span(scanner *s, const qf_wire_field *f)
     if (index == SIZE_MAX)
         return qf_fail_memory(s->err);
     /* of a file that the system has cached, each look at a message maps the pages around it too */
-    if (f->length >= FORGOTTEN) {
-        qf_file_forget(s->kept, f->data + f->length);
-        s->kept = f->data + f->length - FORGOTTEN; /* the next look maps pages before it as well */
+    const unsigned char *end = f->data + f->length;
+    if (end - s->kept >= 2 * FORGOTTEN) {
+        qf_file_forget(s->kept, end);
+        s->kept = end - FORGOTTEN; /* the next look maps pages before it as well */
     }
     unsigned char varint[QF_VARINT_MAX];
     qf_status status = put_tag(s, QF_PAYLOAD_FIELD, QF_WIRE_VARINT);

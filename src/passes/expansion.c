@@ -51,6 +51,8 @@ static Onnx__AttributeProto *add_attribute(qf_expansion *e, const char *name,
 
 void qf_expand_int(qf_expansion *e, const char *name, int64_t value)
 {
+    if (e->failed)
+        return;
     Onnx__AttributeProto *a = add_attribute(e, name, ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__INT);
     a->has_i = 1;
     a->i = value;
@@ -58,6 +60,8 @@ void qf_expand_int(qf_expansion *e, const char *name, int64_t value)
 
 void qf_expand_float(qf_expansion *e, const char *name, float value)
 {
+    if (e->failed)
+        return;
     Onnx__AttributeProto *a = add_attribute(e, name, ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__FLOAT);
     a->has_f = 1;
     a->f = value;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quant/plan.h"
 
+#include <fenv.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -247,7 +248,8 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
         return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
     if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
         (unsigned)o->external_layout > QF_LAYOUT_SINGLE || (unsigned)o->io > QF_IO_DIRECT ||
-        (unsigned)o->fake_quant_weights > QF_FAKE_QUANT_SHARED || o->threads < 0)
+        (unsigned)o->fake_quant_weights > QF_FAKE_QUANT_SHARED || o->threads < 0 ||
+        o->threads > 1024)
         return qf_fail(err, QF_ERR_USAGE, "an export option is outside its range");
     return check_sharing(o, err);
 }
@@ -299,7 +301,11 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
     plan->diag = diagnostics ? diagnostics : own;
     plan->options = read;
     plan->layout.arena = &plan->arena;
+    fenv_t host; /* which may flush subnormals or round otherwise */
+    fegetenv(&host);
+    fesetenv(FE_DFL_ENV);
     status = build(plan, config, io, err);
+    fesetenv(&host);
     plan->diag = NULL;
     plan->options.save_path = NULL;
     qf_diagnostics_free(own);

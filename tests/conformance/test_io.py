@@ -67,6 +67,30 @@ def write_mixed(folder: Path) -> None:
     )
 
 
+def write_varints(folder: Path) -> None:
+    """A turned weight of 16-bit floats as varints, most of one byte, at the end of the file."""
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((700, 900)).astype(np.float16) * np.float16(0.02)
+    weight[rng.random(weight.shape) < 0.9] = 0
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT16, dims=weight.shape)
+    tensor.int32_data.extend(weight.view(np.uint16).astype(np.int32).ravel().tolist())
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], "layer", transB=1)
+    graph = helper.make_graph(
+        [node],
+        "varints",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1, 900])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [1, 700])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    model.graph.initializer.append(tensor)
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    (folder / "record.txt").write_text(
+        'record { key: "layer" value { scale_d: 0.02 offset_d: 1 scale_w: 0.0009 offset_w: 0 } }'
+    )
+
+
 SPECS = {
     "inline": make_large.Spec(size=1023, count=12),
     "external": make_large.Spec(size=1024, count=10, layout="external"),
@@ -78,12 +102,14 @@ SPECS = {
 }
 
 
-@pytest.fixture(scope="module", params=[*SPECS, "mixed"])
+@pytest.fixture(scope="module", params=[*SPECS, "mixed", "varints"])
 def source(request, tmp_path_factory) -> Path:
     """The folder of one model."""
     folder = tmp_path_factory.mktemp("io") / request.param
     if request.param == "mixed":
         write_mixed(folder)
+    elif request.param == "varints":
+        write_varints(folder)
     else:
         make_large.write(folder, SPECS[request.param])
     return folder

@@ -6,8 +6,10 @@ Outside the default run (needs some 12 GB of disk): meson test -C build --suite 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -64,3 +66,42 @@ def test_more_than_protobuf_takes(quantfold, tmp_path, layout):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             onnx.external_data_helper.load_external_data_for_tensor(tensor, str(out))
         assert np.array_equal(onnx.numpy_helper.to_array(tensor), wanted)
+
+
+def memory_group() -> Path | None:
+    """A new cgroup in which memory can be limited, version 1 or 2; None without the rights."""
+    for root in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup"):
+        folder = Path(root) / f"quantfold-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if any((folder / f).exists() for f in LIMIT_FILES):
+            return folder
+        folder.rmdir()
+    return None
+
+
+LIMIT_FILES = ("memory.limit_in_bytes", "memory.max")
+
+
+@pytest.mark.parametrize("io", ["auto", "pwrite", "mmap"])
+def test_inside_a_cgroup(quantfold, tmp_path, io):
+    """A limit of 160 MiB, page cache included, for a model and outputs of several GiB."""
+    group = memory_group()
+    if group is None:
+        pytest.skip("needs the right to make a cgroup")
+    source, out = tmp_path / "in", tmp_path / "out"
+    make_large.write(source, make_large.Spec().holding(GIB))
+    limit = next(group / f for f in LIMIT_FILES if (group / f).exists())
+    try:
+        limit.write_text(str(160 * 2**20))
+        command = [quantfold.binary, "export", "-q", "--io", io, "--memory-limit", "128M"]
+        command += ["--model", source / "model.onnx", "--record", source / "record.txt"]
+        enter = f'echo $$ > {group}/cgroup.procs && exec "$@"'
+        subprocess.run(
+            ["sh", "-c", enter, "sh", *map(str, command), "--save-path", str(out / "m")], check=True
+        )
+    finally:
+        group.rmdir()
+    assert (out / "m_deploy_model.onnx").stat().st_size > GIB * 2**30 / 4
