@@ -76,12 +76,18 @@ void qf_file_close(qf_file *file)
     *file = (qf_file){0};
 }
 
-void qf_file_forget(const unsigned char *from, const unsigned char *to)
+void qf_file_advise(const qf_file *file, const unsigned char *from, const unsigned char *to,
+                    int advice)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t first = (uintptr_t)from & ~(page - 1), last = (uintptr_t)to & ~(page - 1);
-    if (last > first)
-        madvise((void *)first, last - first, MADV_DONTNEED);
+    const uintptr_t huge = 2 * 1024 * 1024;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), data = (uintptr_t)file->data;
+    uintptr_t end = (data + file->size) & ~(page - 1);
+    uintptr_t first = (uintptr_t)from & ~(huge - 1);
+    uintptr_t last = ((uintptr_t)to + huge - 1) & ~(huge - 1);
+    first = first > data ? first : data;
+    last = last < end ? last : end;
+    if (file->data && last > first)
+        madvise((void *)first, last - first, advice);
 }
 
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,

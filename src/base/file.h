@@ -20,8 +20,12 @@ typedef struct qf_file {
 /* `what` names the role in messages: "model", "record file", "external data". */
 qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_error *err);
 void qf_file_close(qf_file *file);
-/* Gives up the pages of the mapping from one place to another, which stay readable. */
-void qf_file_forget(const unsigned char *from, const unsigned char *to);
+/* madvise for what lies in [from, to) of the mapping and for all of the huge pages that it shares
+ * with its neighbours: the kernel maps those as a whole, also when a neighbour was let go of. With
+ * MADV_DONTNEED the pages stop counting as the process's; they are read again when they are needed.
+ */
+void qf_file_advise(const qf_file *file, const unsigned char *from, const unsigned char *to,
+                    int advice);
 
 /* Reads a regular file of at most `max` bytes into NUL-terminated memory, to be freed by
  * qf_spill_free. device and

@@ -100,6 +100,13 @@ static const qf_span *span_of(const run *r, qf_part p)
     return p.kind == QF_PART_JOB ? &job_of(r, p)->source : &copy_of(r, p)->source;
 }
 
+/* madvise for a part of a span. */
+static void advise(const run *r, const qf_span *span, qf_range range, int advice)
+{
+    const unsigned char *from = span->data + range.offset;
+    qf_file_advise(&r->work->sources[span->file], from, from + range.length, advice);
+}
+
 static const qf_varint_index *index_of(const run *r, qf_part p)
 {
     static const qf_varint_index none;
@@ -290,7 +297,7 @@ static qf_status index_varints(run *r)
         status = qf_varint_index_build(&job->source, job->rows * job->cols, job->file, job->tensor,
                                        &r->job_indexes[i], r->err);
         if (r->job_indexes[i].offsets)
-            qf_file_forget(job->source.data, job->source.data + job->source.length);
+            advise(r, &job->source, (qf_range){0, job->source.length}, MADV_DONTNEED);
     }
     for (size_t i = 0; status == QF_OK && i < w->layout->copy_count; i++) {
         const qf_copy *c = &w->layout->copies[i];
@@ -324,37 +331,27 @@ static qf_range reads(const run *r, qf_part p, uint64_t first, uint64_t count)
                                  : qf_copy_reads(copy_of(r, p), first, count);
 }
 
-/* Advises on the whole pages of a part of a span. */
-static void advise(const qf_span *span, qf_range range, int advice)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = ((uintptr_t)span->data + range.offset + page - 1) & ~(page - 1);
-    uintptr_t to = ((uintptr_t)span->data + range.offset + range.length) & ~(page - 1);
-    if (to > from)
-        madvise((void *)from, to - from, advice);
-}
-
 /* Lets go of what small pieces read, if that is much the same stretch of one file. */
 static void forget_batch(const run *r, const item *it)
 {
     const unsigned char *from = NULL, *to = NULL;
     uint64_t sum = 0;
-    int file = -1;
+    const qf_span *any = NULL;
     for (uint32_t i = 0; i < it->pieces; i++) {
         qf_part p = r->pieces[it->piece + i];
         if (p.kind == QF_PART_LITERAL)
             continue;
         const qf_span *span = span_of(r, p);
-        if (file >= 0 && span->file != file)
+        if (any && span->file != any->file)
             return;
-        file = span->file;
+        any = span;
         from = !from || span->data < from ? span->data : from;
         to = span->data + span->length > to ? span->data + span->length : to;
         sum += span->length;
     }
     enum { GAPS = 4 };
     if (from && (uint64_t)(to - from) <= GAPS * sum + r->scale.step)
-        qf_file_forget(from, to);
+        qf_file_advise(&r->work->sources[any->file], from, to, MADV_DONTNEED);
 }
 
 /* Whether a part of a span is in the page cache, by a few of its pages. */
@@ -457,7 +454,7 @@ static void forget_varints(const run *r, qf_part p, qf_range range)
     const qf_span *span = span_of(r, p);
     int32_t type = p.kind == QF_PART_JOB ? job_of(r, p)->data_type : copy_of(r, p)->data_type;
     qf_range bytes = qf_varint_index_bytes(index_of(r, p), span, qf_dtype_bits(type) / 8, range);
-    qf_file_forget(span->data + bytes.offset, span->data + bytes.offset + bytes.length);
+    advise(r, span, bytes, MADV_DONTNEED);
 }
 
 /* Runs the blocks of a large item in steps. The source is read from its mapping if it is in the
@@ -478,17 +475,17 @@ static qf_status run_large(worker *k, const item *it, qf_error *err)
     if (plain && !turned && brief && k->writer.io == QF_IO_DIRECT && !is_cached(span, all))
         fd = open_source(r->work, span, O_DIRECT);
     if (plain && fd < 0 && !is_cached(span, all))
-        advise(span, all, MADV_WILLNEED);
+        advise(r, span, all, MADV_WILLNEED);
     qf_status status = QF_OK;
     for (uint64_t done = 0; status == QF_OK && done < it->count; done += step) {
         uint64_t first = it->first + done, n = it->count - done < step ? it->count - done : step;
         const unsigned char *data = fd < 0 ? NULL : fetch(k, fd, span, reads(r, p, first, n));
         status = run_blocks(k, p, first, n, data, err);
         if (plain && !turned && !data)
-            advise(span, reads(r, p, first, n), MADV_DONTNEED);
+            advise(r, span, reads(r, p, first, n), MADV_DONTNEED);
     }
     if (turned && plain)
-        advise(span, all, MADV_DONTNEED);
+        advise(r, span, all, MADV_DONTNEED);
     if (!plain)
         forget_varints(r, p, all);
     if (fd >= 0)

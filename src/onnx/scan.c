@@ -2,6 +2,7 @@
 #include "onnx/scan.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/spill.h"
 #include "onnx/wire.h"
@@ -102,7 +103,7 @@ static qf_status put_span(scanner *s, const qf_wire_field *f)
     /* of a file that the system has cached, each look at a message maps the pages around it too */
     const unsigned char *end = f->data + f->length;
     if (end - s->kept >= 2 * FORGOTTEN) {
-        qf_file_forget(s->kept, end);
+        qf_file_advise(s->file, s->kept, end, MADV_DONTNEED);
         s->kept = end - FORGOTTEN; /* the next look maps pages before it as well */
     }
     unsigned char varint[QF_VARINT_MAX];
