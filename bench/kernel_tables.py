@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 from measuring import table
 
 # What the library itself puts beside a benchmark's own counters.
@@ -55,3 +59,15 @@ def main_ratio(result: dict) -> str:
     """The counter that the chart shows: x_limit if there is one, else another ratio, else none."""
     ratios = [k for k in counters(measurements(result)) if k.startswith("x_")]
     return "x_limit" if "x_limit" in ratios else next(iter(ratios), "")
+
+
+def trim(path: Path) -> None:
+    """Leaves one entry a benchmark, and nothing that names the machine or its folders."""
+    result = json.loads(path.read_text())
+    context = {k: v for k, v in result["context"].items() if k not in ("host_name", "executable")}
+    kept = {"context": context, "benchmarks": measurements(result)}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    trim(Path(sys.argv[1]))

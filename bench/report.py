@@ -48,6 +48,10 @@ files as quantfold did, on as many threads, without arithmetic; with fsync where
 best way of writing counts, by its median over the same rounds. 1 means as fast as copying. Peak RSS
 counts the pages of mapped files, *anon.* does not.
 
+Two things to know when reading: past some gigabytes of unwritten output the kernel makes writers wait
+for the disk, so *cached* figures of the largest models are the disk's, the copier's too; and with
+100,000 tiny tensors planning takes the time, not bytes, so that the copier is no yardstick there.
+
 {table}
 
 {findings}
@@ -69,7 +73,12 @@ onnxruntime read and write ONNX models. None of the peers syncs its output.
 KERNELS = """\
 ## Kernels
 
-From Google Benchmark. Names that begin with `x_` are ratios within the same run.
+From Google Benchmark: *L1* is one thread on data in the first-level cache, *memory* is all threads on
+data larger than the last-level cache; GB/s are of source bytes. Each pass of a kernel is followed at
+once by a pass of what it is compared with, and `x_` columns are medians of those ratios: `x_limit` the
+same bytes read and written without arithmetic, with the widest loads and with stores past the cache;
+`x_memcpy` a memcpy of the source; `x_divide` the division alone; `x_plain` a plain loop that the
+compiler vectorises for this processor.
 
 {table}
 """

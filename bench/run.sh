@@ -65,6 +65,7 @@ failed=0
 step "kernels"
 "$build/bench/bench_kernels" "${kernel_args[@]}" --benchmark_out_format=json \
   --benchmark_out="$results/kernels.json" >"$log" 2>&1 || { cat "$log"; failed=1; }
+"$PYTHON" bench/kernel_tables.py "$results/kernels.json"
 
 step "exports"
 "$PYTHON" bench/export_bench.py "${common[@]}" "${cold[@]}" --sets "$sets" \

@@ -305,6 +305,8 @@ static qf_status index_varints(run *r)
             status =
                 qf_varint_index_build(&c->source, c->length / (qf_dtype_bits(c->data_type) / 8),
                                       c->file, c->tensor, &r->copy_indexes[i], r->err);
+        if (r->copy_indexes[i].offsets)
+            advise(r, &c->source, (qf_range){0, c->source.length}, MADV_DONTNEED);
     }
     return status;
 }
