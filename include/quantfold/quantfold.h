@@ -190,8 +190,8 @@ typedef enum qf_external_layout {
     QF_LAYOUT_SINGLE = 1
 } qf_external_layout;
 
-/* How payloads reach the output files; the files are the same. DIRECT runs two threads for each
- * core, of which one waits for the disk while the other calculates. AUTO: DIRECT for large output
+/* How payloads reach the output files; the files are the same. DIRECT runs three threads for each
+ * core, of which the others wait for the disk while one calculates. AUTO: DIRECT for large output
  * that is synced, else PWRITE. DIRECT falls back to PWRITE where the file system has no direct I/O,
  * MMAP where it cannot allocate space in advance. */
 typedef enum qf_io { QF_IO_AUTO = 0, QF_IO_PWRITE = 1, QF_IO_MMAP = 2, QF_IO_DIRECT = 3 } qf_io;

@@ -24,7 +24,7 @@ enum {
     KERNEL_COPY = 1024 * 1024, /* bytes: shorter copies are not worth a system call of theirs */
     ROOM_LEAST = 2 * QF_ROOM,
     SCRATCH = 4 * 1024 * 1024, /* bytes a thread needs besides its buffers, generously */
-    IO_THREADS = 2, /* threads a core in direct I/O, where one waits while the other calculates */
+    IO_THREADS = 3, /* threads a core in direct I/O, where the others wait while one calculates */
 };
 static const uint64_t direct_from = 32 * 1024 * 1024; /* bytes of output */
 

@@ -21,8 +21,8 @@ from support import DEPLOY, FAKE
 MIB = 2**20
 SIZE = 16
 THREADS = 2
-# 64 MiB, and for each of the two threads a core that direct I/O takes, two buffers and some room.
-BOUND = (64 + 2 * THREADS * 20) * MIB
+# 64 MiB, and for each of the three threads a core that direct I/O takes, two buffers and some room.
+BOUND = (64 + 3 * THREADS * 20) * MIB
 
 
 def write_chain(folder: Path, layers: int) -> Path:
