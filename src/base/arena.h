@@ -20,7 +20,8 @@ typedef struct qf_arena {
 
 void qf_arena_init(qf_arena *arena);
 void qf_arena_release(qf_arena *arena);
-/* `size` bytes, aligned for pointers, 64-bit integers and doubles, zeroed; NULL when memory is exhausted. */
+/* `size` bytes, aligned for pointers, 64-bit integers and doubles, zeroed; NULL when memory is
+ * exhausted. */
 void *qf_arena_alloc(qf_arena *arena, size_t size);
 /* count * size bytes, zeroed; NULL when that overflows or memory is exhausted. */
 void *qf_arena_array(qf_arena *arena, size_t count, size_t size);
