@@ -200,7 +200,8 @@ static qf_status fit_memory(run *r)
     for (;;) {
         uint64_t each = QF_TARGETS * (s->room + QF_DIRECT_ALIGN) + SCRATCH + 2 * s->step;
         uint64_t need = resident + each * (uint64_t)s->threads + stripes(r, s->threads);
-        if (need <= limit) {
+        bool least = s->room <= ROOM_LEAST && s->step <= ROOM_LEAST && s->threads == 1;
+        if (need <= limit || (least && !w->memory_limit)) { /* nobody asked for less than that */
             s->out = item_bytes(r);
             return QF_OK;
         }
@@ -209,9 +210,6 @@ static qf_status fit_memory(run *r)
             s->step = halved((size_t)s->step);
         } else if (s->threads > 1) {
             s->threads /= 2;
-        } else if (!w->memory_limit) {
-            s->out = item_bytes(r);
-            return QF_OK; /* nobody asked for less than the least */
         } else {
             return qf_fail(r->err, QF_ERR_INPUT,
                            "the memory limit of %" PRIu64 " bytes is too low: %" PRIu64

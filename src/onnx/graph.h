@@ -162,4 +162,11 @@ Onnx__TensorProto *qf_tensor_new(qf_arena *arena, int32_t data_type, const int64
 /* `wanted`, or `wanted` with the first number behind it that makes it new to `names`. */
 const char *qf_ir_unique(qf_ir *ir, const qf_strmap *names, const char *wanted);
 
+/* A string for a message that is only packed: protobuf-c has no const, but packing writes to
+ * nothing. The messages borrow it; it must live as long as they do. */
+static inline char *qf_borrow(const char *text)
+{
+    return (char *)(uintptr_t)text;
+}
+
 #endif

@@ -2,18 +2,11 @@
 /* Writing a linked graph back into its messages. */
 #include "onnx/graph.h"
 
-/* The messages borrow the graph's strings, which live as long in the same arena and are not written
- * to; protobuf-c has no const for them. */
-static char *borrow(const char *text)
-{
-    return (char *)text;
-}
-
 static bool write_node(qf_ir *ir, qf_node *node)
 {
     Onnx__NodeProto *p = node->proto;
     if (node->renamed)
-        p->name = borrow(node->name);
+        p->name = qf_borrow(node->name);
     p->input = qf_arena_array(ir->arena, node->input_count, sizeof *p->input);
     p->output = qf_arena_array(ir->arena, node->output_count, sizeof *p->output);
     if (!p->input || !p->output)
@@ -21,9 +14,9 @@ static bool write_node(qf_ir *ir, qf_node *node)
     p->n_input = node->input_count;
     p->n_output = node->output_count;
     for (size_t i = 0; i < node->input_count; i++)
-        p->input[i] = borrow(node->inputs[i] ? node->inputs[i]->name : "");
+        p->input[i] = qf_borrow(node->inputs[i] ? node->inputs[i]->name : "");
     for (size_t i = 0; i < node->output_count; i++)
-        p->output[i] = borrow(node->outputs[i] ? node->outputs[i]->name : "");
+        p->output[i] = qf_borrow(node->outputs[i] ? node->outputs[i]->name : "");
     return true;
 }
 
@@ -39,7 +32,7 @@ static bool write_initializers(qf_ir *ir, qf_graph *graph)
     for (const qf_value *v = graph->first_value; v; v = v->next) {
         if (!v->init || v->dropped)
             continue;
-        v->init->name = borrow(v->name);
+        v->init->name = qf_borrow(v->name);
         tensors[n++] = v->init;
     }
     graph->proto->initializer = tensors;
@@ -52,9 +45,9 @@ static void mark_infos(const qf_graph *graph)
 {
     for (const qf_value *v = graph->first_value; v; v = v->next) {
         if (v->info)
-            v->info->name = v->retyped || v->dropped ? NULL : borrow(v->name);
+            v->info->name = v->retyped || v->dropped ? NULL : qf_borrow(v->name);
         if (v->input)
-            v->input->name = borrow(v->name);
+            v->input->name = qf_borrow(v->name);
         if (v->dead_input)
             v->dead_input->name = NULL;
     }
@@ -83,7 +76,7 @@ static void write_results(const qf_graph *graph)
 {
     for (const qf_value *v = graph->first_value; v; v = v->next) {
         for (size_t i = 0; i < v->result_count; i++)
-            v->results[i]->name = borrow(v->name);
+            v->results[i]->name = qf_borrow(v->name);
     }
 }
 

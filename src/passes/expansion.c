@@ -32,18 +32,12 @@ static char *make_name(const qf_expansion *e, size_t use, const char *suffix, co
     return name;
 }
 
-/* protobuf-c has no const; packing writes to nothing. */
-static char *borrow(const char *text)
-{
-    return (char *)(uintptr_t)text;
-}
-
 static Onnx__AttributeProto *add_attribute(qf_expansion *e, const char *name,
                                            Onnx__AttributeProto__AttributeType type)
 {
     Onnx__AttributeProto *a = &e->attributes[e->attribute_count++];
     onnx__attribute_proto__init(a);
-    a->name = borrow(name);
+    a->name = qf_borrow(name);
     a->has_type = 1;
     a->type = type;
     return a;
@@ -71,8 +65,8 @@ void qf_expand_float(qf_expansion *e, const char *name, float value)
 static void hand_on(qf_expansion *e, Onnx__NodeProto *node, const char *op, const char *doc)
 {
     Onnx__AttributeProto *attributes[] = {&e->attributes[0], &e->attributes[1]};
-    node->op_type = borrow(op);
-    node->doc_string = borrow(doc);
+    node->op_type = qf_borrow(op);
+    node->doc_string = qf_borrow(doc);
     node->attribute = attributes;
     node->n_attribute = e->attribute_count;
     e->failed = !e->sink(e->user, node);
@@ -109,7 +103,7 @@ void qf_expand_step(qf_expansion *e, const char *op, const char *suffix, const c
 {
     if (e->failed)
         return;
-    char *inputs[3] = {borrow(e->value)};
+    char *inputs[3] = {qf_borrow(e->value)};
     Onnx__NodeProto node = ONNX__NODE_PROTO__INIT;
     node.input = inputs;
     node.n_input = 1;
@@ -117,7 +111,7 @@ void qf_expand_step(qf_expansion *e, const char *op, const char *suffix, const c
         inputs[node.n_input++] = make_name(e, SECOND, second, ".output0");
     if (third)
         inputs[node.n_input++] = make_name(e, THIRD, third, ".output0");
-    char *output = e->output ? borrow(e->output) : make_name(e, OUTPUT, suffix, ".output0");
+    char *output = e->output ? qf_borrow(e->output) : make_name(e, OUTPUT, suffix, ".output0");
     node.name = make_name(e, NAME, suffix, "");
     node.output = &output;
     node.n_output = 1;
@@ -216,7 +210,7 @@ static bool insert_node(void *user, const Onnx__NodeProto *proto)
 
 qf_value *qf_macro_insert(qf_pass *p, qf_macro *macro, qf_node *node)
 {
-    char *input = borrow(node->inputs[0]->name);
+    char *input = qf_borrow(node->inputs[0]->name);
     inserter in = {.ir = p->ir, .before = node, .input = input};
     macro->node.input = &input;
     bool done = macro->write(macro, insert_node, &in);
