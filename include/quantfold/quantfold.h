@@ -6,9 +6,10 @@
  *
  *   1. Status, errors, diagnostics     how a call says what went wrong
  *   2. Inputs                          model, record, config
- *   3. Export                          options -> plan -> export -> report
- *   4. One call                        qf_save_quant_retrain_model, the reference's function
- *   5. Kernels                         which instruction set runs
+ *   3. Making records                  from a QDQ model, or from weights and activation ranges
+ *   4. Export                          options -> plan -> export -> report
+ *   5. One call                        qf_save_quant_retrain_model, the reference's function
+ *   6. Kernels                         which instruction set runs
  *
  * A whole program:
  *
@@ -171,7 +172,50 @@ QF_API qf_status qf_config_open(const char *path, qf_config **out, qf_diagnostic
                                 qf_error *err);
 QF_API void qf_config_close(qf_config *config);
 
-/* ---- 3. Export ---------------------------------------------------------------------------- */
+/* ---- 3. Making records -------------------------------------------------------------------- */
+
+/* What happens to a layer of a QDQ model whose quantization the deploy format cannot express, for
+ * example because a weight has a zero point: an error that names the layer, or a warning, and the
+ * layer calculates in float. */
+typedef enum qf_on_unsupported {
+    QF_UNSUPPORTED_ERROR = 0,
+    QF_UNSUPPORTED_FLOAT = 1
+} qf_on_unsupported;
+
+/* The record of a QDQ model: for each layer whose activation comes through QuantizeLinear and
+ * DequantizeLinear and whose weight is dequantized (from an integer tensor, or from a float one
+ * through QuantizeLinear), scale_d, offset_d and scale_w as the model has them, unsigned zero
+ * points moved to the signed domain. Keys are node names. Findings go to `diagnostics` (may be
+ * NULL). QF_ERR_INPUT if the model has no such layer, or, with QF_UNSUPPORTED_ERROR, one that
+ * cannot be expressed. */
+QF_API qf_status qf_record_from_qdq(qf_model *model, qf_on_unsupported on_unsupported,
+                                    qf_diagnostics *diagnostics, qf_record **out, qf_error *err);
+
+/* The values that activations take, by layer. */
+typedef struct qf_ranges qf_ranges;
+/* Reads a JSON object of layers:
+ *     {"conv1": {"min": -0.7, "max": 2.0},
+ *      "fc":    {"scale_d": 0.02, "offset_d": -12},
+ *      "lstm":  {"min": -1.0, "max": 1.0, "h_min": -1.0, "h_max": 1.0}}
+ * Keys are names as in a record or a config. Every violation names its entry. */
+QF_API qf_status qf_ranges_open(const char *path, qf_ranges **out, qf_error *err);
+/* The same from `length` bytes at `json`; `name` stands for the file name in messages. */
+QF_API qf_status qf_ranges_parse(const char *name, const char *json, size_t length, qf_ranges **out,
+                                 qf_error *err);
+QF_API void qf_ranges_close(qf_ranges *ranges);
+
+/* A record calculated from a float model: for each layer that `config` enables, weight scales from
+ * the weights (the reference's ARQ rule: abs-max over 2^(bits-1) - 1, over 2^(bits-1) where the
+ * extreme value is negative; one a channel or one a tensor as the config says), activation scale
+ * and offset from `ranges`, or from clip_max and clip_min of the config where a layer is not in
+ * `ranges` (which may be NULL). A layer with neither is an error. Batch norms that an export would
+ * fold are folded first. `threads`: cores to use, 0: as many as OpenMP would. Findings go to
+ * `diagnostics` (may be NULL). */
+QF_API qf_status qf_record_compute(qf_model *model, const qf_config *config,
+                                   const qf_ranges *ranges, int threads,
+                                   qf_diagnostics *diagnostics, qf_record **out, qf_error *err);
+
+/* ---- 4. Export ---------------------------------------------------------------------------- */
 
 typedef enum qf_emit { QF_EMIT_BOTH = 0, QF_EMIT_DEPLOY = 1, QF_EMIT_FAKE_QUANT = 2 } qf_emit;
 
@@ -207,6 +251,18 @@ typedef enum qf_fake_quant_weights {
     QF_FAKE_QUANT_INT8 = 1,
     QF_FAKE_QUANT_SHARED = 2
 } qf_fake_quant_weights;
+
+/* How QuantizeLinear and DequantizeLinear nodes of the model are taken. AUTO: those around layers
+ * that the record names are absorbed into the layers, and without a record the layers are those of
+ * qf_record_from_qdq. FLOAT: they are nodes like any other. QDQ: as AUTO, and a model without such
+ * nodes is an error. */
+typedef enum qf_source { QF_SOURCE_AUTO = 0, QF_SOURCE_FLOAT = 1, QF_SOURCE_QDQ = 2 } qf_source;
+
+/* What becomes of pairs of QuantizeLinear and DequantizeLinear that belong to no quantized layer,
+ * as on the inputs of a residual Add. KEEP: AscendQuant and AscendAntiQuant, and their arithmetic
+ * in the fake_quant model, so that the outputs stay those of the QDQ model. DROP: they go, and what
+ * they stood before calculates with the float values. */
+typedef enum qf_free_qdq { QF_FREE_QDQ_KEEP = 0, QF_FREE_QDQ_DROP = 1 } qf_free_qdq;
 
 /* One entry of a dynamic-axes request: dimension `axis` of graph input or output `tensor` becomes
  * symbolic. `label` NULL means the name the PyTorch exporter would give,
@@ -261,6 +317,9 @@ typedef struct qf_export_options {
      * against anything but a crash of the machine, which may leave files in place whose contents
      * are lost. */
     bool no_sync;
+    qf_source source;
+    qf_on_unsupported on_unsupported;
+    qf_free_qdq free_qdq;
 } qf_export_options;
 /* Fills the first `size` bytes of an options struct with the defaults of this library. */
 QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);
@@ -275,7 +334,8 @@ static inline void qf_export_options_init(qf_export_options *options)
 typedef struct qf_plan qf_plan;
 
 /* Matches records to nodes, checks every value against the model, rewrites both graphs, lays out
- * every output file. `config` and `io` may be NULL. All findings go to `diagnostics` (may be NULL);
+ * every output file. `config` and `io` may be NULL; so may `record` for a QDQ model, and then it is
+ * that of qf_record_from_qdq. All findings go to `diagnostics` (may be NULL);
  * with at least one error the call fails and `err` holds the first and how many there are.
  * The plan borrows `model` and `record`: keep them open until qf_plan_free. */
 QF_API qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,
@@ -333,17 +393,17 @@ QF_API void qf_report_free(qf_report *report);
  * this run stays and earlier output is untouched. A plan can be run once. */
 QF_API qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err);
 
-/* ---- 4. One call -------------------------------------------------------------------------- */
+/* ---- 5. One call -------------------------------------------------------------------------- */
 
 /* The reference's save_quant_retrain_model with an exported ONNX file in place of the module:
  * opens the three files, plans, exports. options->save_path is the reference's save_path.
- * `config_file`, `io`, `out` and `err` may be NULL. */
+ * `config_file`, `io`, `out` and `err` may be NULL, and `record_file` for a QDQ model. */
 QF_API qf_status qf_save_quant_retrain_model(const char *config_file, const char *model_file,
                                              const char *record_file,
                                              const qf_export_options *options, const qf_io_spec *io,
                                              qf_report **out, qf_error *err);
 
-/* ---- 5. Kernels --------------------------------------------------------------------------- */
+/* ---- 6. Kernels --------------------------------------------------------------------------- */
 
 /* Name of the instruction set whose kernels run: "scalar", "avx2", "avx512", "neon". It is the best
  * that the machine has, or what the environment variable QUANTFOLD_ISA says; a value that names
