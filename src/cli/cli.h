@@ -22,7 +22,8 @@ typedef struct cli_inputs {
 typedef struct cli_opened {
     qf_model *model;
     qf_config *config;
-    qf_record *record;
+    qf_record *record; /* NULL also if none was named */
+    bool incomplete;   /* something that was named could not be opened */
 } cli_opened;
 
 /* Opens what is named, going on after a failure so that all three are reported. Every failure
@@ -44,6 +45,10 @@ void cli_print_diagnostics(const qf_diagnostics *list, bool quiet);
 /* "prefix: message" with a hint at --help; returns EXIT_USAGE. */
 int cli_usage_error(const char *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* Index of the word in a NULL-terminated list, or -1 after a message about --`option`. */
+int cli_choose(const char *option, const char *word, const char *const *words);
+/* The words of --on-unsupported and --from, in the order of the enums. */
+extern const char *const cli_on_unsupported[], *const cli_sources[];
 /* Writes text with control characters as \xHH. */
 void cli_put_text(FILE *out, const char *text);
 /* 1234567 -> "1.2 MB". */

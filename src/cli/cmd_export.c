@@ -6,15 +6,20 @@
 #include "cli/cli.h"
 
 static const char help[] =
-    "usage: quantfold export --model M.onnx --record R.txt --save-path OUT/PREFIX [OPTIONS]\n\n"
+    "usage: quantfold export --model M.onnx [--record R.txt] --save-path OUT/PREFIX [OPTIONS]\n\n"
     "Writes OUT/PREFIX_deploy_model.onnx and OUT/PREFIX_fake_quant_model.onnx.\n\n"
     "  --model FILE            trained ONNX model\n"
     "  --config FILE           QAT configuration (JSON); checked against model and record\n"
-    "  --record FILE           scale and offset record (protobuf text)\n"
+    "  --record FILE           scale and offset record (protobuf text); not needed for a model\n"
+    "                          with QuantizeLinear and DequantizeLinear nodes (QDQ)\n"
     "  --save-path PATH        folder and file name prefix of the output\n"
     "  --input-names A,B       new names of the graph's inputs, in order\n"
     "  --output-names X,Y      new names of the graph's outputs, in order\n"
     "  --dynamic-axes JSON     {\"x\": {\"0\": \"batch\"}} or {\"x\": [0, 2]}; @FILE reads a file\n"
+    "  --from WHAT             auto (default), qdq, float: take QuantizeLinear and\n"
+    "                          DequantizeLinear into the layers, or leave them as they are\n"
+    "  --on-unsupported WHAT   error (default), float: a QDQ layer that cannot be expressed\n"
+    "  --free-qdq WHAT         keep (default), drop: QDQ pairs of no quantized layer\n"
     "  --emit WHAT             both (default), deploy, fake-quant\n"
     "  --external WHEN         auto (default), always, never: weights in .external files\n"
     "  --external-threshold N  bytes at which auto moves the largest weights out (2000000000)\n"
@@ -48,6 +53,9 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"input-names", required_argument, NULL, 'i'},
                                              {"output-names", required_argument, NULL, 'o'},
                                              {"dynamic-axes", required_argument, NULL, 'd'},
+                                             {"from", required_argument, NULL, 'S'},
+                                             {"on-unsupported", required_argument, NULL, 'u'},
+                                             {"free-qdq", required_argument, NULL, 'Q'},
                                              {"emit", required_argument, NULL, 'e'},
                                              {"external", required_argument, NULL, 'x'},
                                              {"external-threshold", required_argument, NULL, 'X'},
@@ -65,20 +73,6 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"quiet", no_argument, NULL, 'q'},
                                              {"help", no_argument, NULL, 'h'},
                                              {0}};
-
-/* Index of the word in a NULL-terminated list, or -1 after a message. */
-static int choose(const char *option, const char *word, const char *const *words)
-{
-    for (int i = 0; words[i]; i++) {
-        if (strcmp(word, words[i]) == 0)
-            return i;
-    }
-    fprintf(stderr, "quantfold: --%s takes", option);
-    for (int i = 0; words[i]; i++)
-        fprintf(stderr, "%s %s", i ? "," : "", words[i]);
-    fprintf(stderr, ", not '%s'\n", word);
-    return -1;
-}
 
 static bool read_number(const char *option, const char *text, uint64_t max, uint64_t *out)
 {
@@ -101,30 +95,43 @@ static bool set_choice(arguments *a, int option, const char *word)
     static const char *const layouts[] = {"per-tensor", "single", NULL};
     static const char *const ios[] = {"auto", "pwrite", "mmap", "direct", NULL};
     static const char *const forms[] = {"float", "int8", "shared", NULL};
+    static const char *const pairs[] = {"keep", "drop", NULL};
     int i;
     switch (option) {
+    case 'S':
+        i = cli_choose("from", word, cli_sources);
+        a->options.source = (qf_source)i;
+        break;
+    case 'u':
+        i = cli_choose("on-unsupported", word, cli_on_unsupported);
+        a->options.on_unsupported = (qf_on_unsupported)i;
+        break;
+    case 'Q':
+        i = cli_choose("free-qdq", word, pairs);
+        a->options.free_qdq = (qf_free_qdq)i;
+        break;
     case 'w':
-        i = choose("fake-quant-weights", word, forms);
+        i = cli_choose("fake-quant-weights", word, forms);
         a->options.fake_quant_weights = (qf_fake_quant_weights)i;
         break;
     case 'e':
-        i = choose("emit", word, emits);
+        i = cli_choose("emit", word, emits);
         a->options.emit = (qf_emit)i;
         break;
     case 'x':
-        i = choose("external", word, whens);
+        i = cli_choose("external", word, whens);
         a->options.external = (qf_external)i;
         break;
     case 'L':
-        i = choose("external-layout", word, layouts);
+        i = cli_choose("external-layout", word, layouts);
         a->options.external_layout = (qf_external_layout)i;
         break;
     case 'I':
-        i = choose("io", word, ios);
+        i = cli_choose("io", word, ios);
         a->options.io = (qf_io)i;
         break;
     default:
-        i = choose("progress", word, whens);
+        i = cli_choose("progress", word, whens);
         a->progress = (cli_when)i;
     }
     return i >= 0;
@@ -230,8 +237,8 @@ static int read_arguments(int argc, char **argv, arguments *a)
     }
     if (optind != argc)
         return cli_usage_error("export", "unexpected word '%s'", argv[optind]);
-    if (!a->inputs.model || !a->inputs.record || !a->options.save_path)
-        return cli_usage_error("export", "--model, --record and --save-path are needed");
+    if (!a->inputs.model || !a->options.save_path)
+        return cli_usage_error("export", "--model and --save-path are needed");
     return -1;
 }
 

@@ -190,13 +190,15 @@ qf_status cli_open(const cli_inputs *inputs, cli_opened *out, qf_diagnostics *li
     keep_first(&first,
                cli_note(list, qf_model_open(inputs->model, &out->model, &err), &err, known));
     known = qf_diagnostics_errors(list);
-    keep_first(&first,
-               cli_note(list, qf_record_open(inputs->record, &out->record, &err), &err, known));
+    if (inputs->record)
+        keep_first(&first,
+                   cli_note(list, qf_record_open(inputs->record, &out->record, &err), &err, known));
     known = qf_diagnostics_errors(list);
     if (inputs->config) {
         qf_status status = qf_config_open(inputs->config, &out->config, list, &err);
         keep_first(&first, cli_note(list, status, &err, known));
     }
+    out->incomplete = first != QF_OK;
     return first;
 }
 
@@ -205,7 +207,8 @@ qf_status cli_plan(const cli_opened *opened, const qf_io_spec *io, const qf_expo
 {
     qf_error err;
     *plan = NULL;
-    if (!opened->model || !opened->record)
+    bool record_missing = opened->incomplete && !opened->record;
+    if (!opened->model || record_missing)
         return QF_ERR_INPUT;
     size_t known = qf_diagnostics_errors(list);
     qf_status status = qf_plan_create(opened->model, opened->config, opened->record, io, options,
@@ -218,4 +221,22 @@ void cli_close(cli_opened *opened)
     qf_config_close(opened->config);
     qf_record_close(opened->record);
     qf_model_close(opened->model);
+}
+
+/* ---- words ---- */
+
+const char *const cli_on_unsupported[] = {"error", "float", NULL};
+const char *const cli_sources[] = {"auto", "float", "qdq", NULL};
+
+int cli_choose(const char *option, const char *word, const char *const *words)
+{
+    for (int i = 0; words[i]; i++) {
+        if (strcmp(word, words[i]) == 0)
+            return i;
+    }
+    fprintf(stderr, "quantfold: --%s takes", option);
+    for (int i = 0; words[i]; i++)
+        fprintf(stderr, "%s %s", i ? "," : "", words[i]);
+    fprintf(stderr, ", not '%s'\n", word);
+    return -1;
 }

@@ -128,10 +128,10 @@ qf_status qf_save_quant_retrain_model(const char *config_file, const char *model
     qf_record *record = NULL;
     qf_config *config = NULL;
     qf_plan *plan = NULL;
-    if (!model_file || !record_file)
-        return qf_fail(err, QF_ERR_USAGE, "model_file and record_file must not be NULL");
+    if (!model_file)
+        return qf_fail(err, QF_ERR_USAGE, "model_file must not be NULL");
     qf_status status = qf_model_open(model_file, &model, err);
-    if (status == QF_OK)
+    if (status == QF_OK && record_file)
         status = qf_record_open(record_file, &record, err);
     if (status == QF_OK && config_file)
         status = qf_config_open(config_file, &config, NULL, err);

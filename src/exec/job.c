@@ -58,9 +58,11 @@ static bool is_flat(const qf_job *job)
     return !job->transposed && !has_format(job, QF_FORMAT_INT4_ROWS);
 }
 
-static unsigned source_width(const qf_job *job)
+/* Where an element lies in the source, in bytes; of a pair of 4-bit elements, their byte. */
+static uint64_t source_bytes(const qf_job *job, uint64_t elements)
 {
-    return qf_dtype_bits(job->data_type) / 8;
+    unsigned bits = qf_dtype_bits(job->data_type);
+    return bits == 4 ? elements / 2 : elements * (bits / 8);
 }
 
 static uint64_t at_most(uint64_t value, uint64_t limit)
@@ -75,7 +77,7 @@ static void block_shape(const qf_job *job, uint64_t *rows, uint64_t *cols)
 {
     uint64_t budget = job->transposed ? TURNED_BLOCK : BLOCK, limit = budget / 2;
     if (job->transposed) {
-        limit = at_most(TURNED_COLS, TURNED_MAPPED / (job->rows * source_width(job)));
+        limit = at_most(TURNED_COLS, TURNED_MAPPED / (source_bytes(job, job->rows) + 1));
         limit = limit > 2 ? limit & ~(uint64_t)1 : 2;
     }
     *cols = job->cols;
@@ -116,7 +118,7 @@ static region block_region(const qf_job *job, uint64_t block)
 
 qf_range qf_job_reads(const qf_job *job, uint64_t first, uint64_t count)
 {
-    uint64_t width = source_width(job), from, to;
+    uint64_t from, to;
     if (is_flat(job)) {
         from = first * BLOCK;
         to = at_most(from + count * BLOCK, job->rows * job->cols);
@@ -125,7 +127,8 @@ qf_range qf_job_reads(const qf_job *job, uint64_t first, uint64_t count)
         from = job->transposed ? a.col * job->rows : a.row * job->cols;
         to = job->transposed ? (b.col + b.cols) * job->rows : (b.row + b.rows) * job->cols;
     }
-    return (qf_range){from * width, (to - from) * width};
+    uint64_t at = source_bytes(job, from);
+    return (qf_range){at, qf_raw_bytes(job->data_type, to) - at};
 }
 
 uint64_t qf_job_mapped(const qf_job *job)
@@ -134,7 +137,7 @@ uint64_t qf_job_mapped(const qf_job *job)
     if (!job->transposed || !job->rows || !job->cols)
         return 0;
     block_shape(job, &rows, &cols);
-    return cols * job->rows * source_width(job);
+    return source_bytes(job, cols * job->rows);
 }
 
 uint64_t qf_copy_blocks(const qf_copy *copy)
@@ -247,7 +250,7 @@ static bool in_place(const qf_job *job, const qf_varint_index *index, qf_element
 
 static const unsigned char *stored_at(const qf_job *job, uint64_t element)
 {
-    return job->source.data + element * source_width(job);
+    return job->source.data + source_bytes(job, element);
 }
 
 /* x[i] *= the batch norm's factor of the row, if there is one. */
@@ -489,6 +492,23 @@ static qf_status finish_flat(const qf_job *job, uint64_t first, size_t n, qf_qua
     return QF_OK;
 }
 
+/* A tensor of integers has nothing to be calculated. */
+static qf_status run_flat_ints(const qf_job *job, const qf_varint_index *index, uint64_t first,
+                               size_t n, qf_scratch *s, const qf_sink *sink, qf_error *err)
+{
+    qf_quantized made;
+    unsigned char *at[QF_TARGETS];
+    qf_status status = place_flat(job, first, n, s, sink, &made, at, err);
+    if (status == QF_OK && !made.q && !(made.q = ints_of(s, BLOCK)))
+        status = qf_fail_memory(err);
+    if (status != QF_OK)
+        return status;
+    qf_source_ints(&job->source, index, job->data_type, first, n, made.q);
+    if (made.y)
+        qf_kernels_get()->widen(made.q, n, made.y);
+    return finish_flat(job, first, n, made, at, s, sink, err);
+}
+
 /* The one form that is not quantized. */
 static qf_status store_folded(const qf_job *job, uint64_t first, size_t n, const float *x,
                               const qf_sink *sink, qf_error *err)
@@ -516,6 +536,8 @@ static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint6
 {
     uint64_t first = block * BLOCK;
     size_t n = (size_t)at_most(job->rows * job->cols - first, BLOCK);
+    if (qf_source_is_integer(job->data_type))
+        return run_flat_ints(job, index, first, n, s, sink, err);
     elements x = read_elements(job, index, first, n, s);
     if (!x.data)
         return qf_fail_memory(err);
@@ -539,12 +561,36 @@ static bool quantize_rows(const qf_job *job, const qf_varint_index *index, regio
     for (uint64_t done = 0; done < r.rows * r.cols;) {
         size_t n = (size_t)at_most(run - done % run, BLOCK);
         uint64_t first = (r.row + done / r.cols) * job->cols + r.col + done % r.cols;
-        elements x = read_elements(job, index, first, n, s);
-        if (!quantize_span(job, first, n, x, (qf_quantized){.q = q + done}))
-            return false;
+        if (qf_source_is_integer(job->data_type)) {
+            qf_source_ints(&job->source, index, job->data_type, first, n, q + done);
+        } else {
+            elements x = read_elements(job, index, first, n, s);
+            if (!quantize_span(job, first, n, x, (qf_quantized){.q = q + done}))
+                return false;
+        }
         done += n;
     }
     return true;
+}
+
+/* The same for a transposed job of integers: int8 straight from the source, others run by run. */
+static void turn_ints(const qf_job *job, const qf_varint_index *index, region r, int8_t *q)
+{
+    uint64_t first = r.col * job->rows + r.row;
+    size_t rows = (size_t)r.rows, cols = (size_t)r.cols;
+    if (job->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__INT8 && !index->offsets) {
+        const int8_t *src = (const int8_t *)job->source.data + first;
+        qf_kernels_get()->transpose(src, (size_t)job->rows, cols, rows, q, cols);
+        return;
+    }
+    for (size_t c = 0; c < cols; c++) {
+        int8_t run[GATHER];
+        for (size_t at = 0; at < rows; at += GATHER) {
+            size_t n = (size_t)at_most(rows - at, GATHER);
+            qf_source_ints(&job->source, index, job->data_type, first + c * job->rows + at, n, run);
+            qf_kernels_get()->transpose(run, n, 1, n, q + at * cols + c, cols);
+        }
+    }
 }
 
 /* The same for a transposed job, whose scales go by column and which folds nothing. Elements that
@@ -557,6 +603,10 @@ static bool quantize_turned(const qf_job *job, const qf_varint_index *index, reg
     uint64_t first = r.col * job->rows + r.row;
     size_t rows = (size_t)r.rows, cols = (size_t)r.cols;
     qf_element type;
+    if (qf_source_is_integer(job->data_type)) {
+        turn_ints(job, index, r, q);
+        return true;
+    }
     if (in_place(job, index, &type))
         return qf_quantize_transposed(k, stored_at(job, first), type, (size_t)job->rows, rows, cols,
                                       scales, job->scale_count, lo, hi,

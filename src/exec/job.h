@@ -34,7 +34,7 @@ typedef struct qf_job_output {
 typedef struct qf_job {
     const char *file, *layer, *tensor; /* for messages */
     qf_span source;
-    int32_t data_type;
+    int32_t data_type; /* a float type, or one that is quantized already: qf_source_is_integer */
     uint64_t rows, cols;
     bool transposed; /* the source is cols x rows; scales go by column, nothing is folded */
 

@@ -292,8 +292,9 @@ static qf_status index_varints(run *r)
     qf_status status = QF_OK;
     for (size_t i = 0; status == QF_OK && i < w->job_count; i++) {
         const qf_job *job = w->jobs[i];
-        status = qf_varint_index_build(&job->source, job->rows * job->cols, job->file, job->tensor,
-                                       &r->job_indexes[i], r->err);
+        status = qf_varint_index_build(&job->source,
+                                       qf_varint_count(job->data_type, job->rows * job->cols),
+                                       job->file, job->tensor, &r->job_indexes[i], r->err);
         if (r->job_indexes[i].offsets)
             advise(r, &job->source, (qf_range){0, job->source.length}, MADV_DONTNEED);
     }

@@ -108,3 +108,79 @@ void qf_source_floats(const qf_span *span, const qf_varint_index *index, int32_t
             memcpy(out, src, n * sizeof *out);
     }
 }
+
+bool qf_source_is_integer(int32_t data_type)
+{
+    return data_type == ONNX__TENSOR_PROTO__DATA_TYPE__INT8 ||
+           data_type == ONNX__TENSOR_PROTO__DATA_TYPE__UINT8 || data_type == QF_DTYPE_INT4 ||
+           data_type == QF_DTYPE_UINT4;
+}
+
+/* The loops are what a compiler makes vectors of by itself. */
+static void unpack_bytes(const unsigned char *src, size_t n, unsigned char middle, int8_t *out)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = (int8_t)(src[i] ^ middle);
+}
+
+/* Two's complement and an offset of 8 differ in the top bit alone. */
+static int8_t nibble(unsigned bits, unsigned flip)
+{
+    return (int8_t)((int)((bits & 15) ^ flip) - 8);
+}
+
+static void unpack_nibbles(const unsigned char *src, bool high_first, size_t n, unsigned flip,
+                           int8_t *out)
+{
+    if (high_first && n) {
+        *out++ = nibble((unsigned)*src++ >> 4, flip);
+        n--;
+    }
+    for (size_t i = 0; i < n / 2; i++) {
+        out[2 * i] = nibble(src[i], flip);
+        out[2 * i + 1] = nibble((unsigned)src[i] >> 4, flip);
+    }
+    if (n % 2)
+        out[n - 1] = nibble(src[n / 2], flip);
+}
+
+static void unpack_ints(int32_t data_type, const unsigned char *src, bool high_first, size_t n,
+                        int8_t *out)
+{
+    switch (data_type) {
+    case ONNX__TENSOR_PROTO__DATA_TYPE__UINT8:
+        unpack_bytes(src, n, 0x80, out);
+        break;
+    case QF_DTYPE_INT4:
+        unpack_nibbles(src, high_first, n, 8, out);
+        break;
+    case QF_DTYPE_UINT4:
+        unpack_nibbles(src, high_first, n, 0, out);
+        break;
+    default:
+        memcpy(out, src, n);
+    }
+}
+
+void qf_source_ints(const qf_span *span, const qf_varint_index *index, int32_t data_type,
+                    uint64_t first, size_t n, int8_t *out)
+{
+    enum { CHUNK = 1024 };
+    unsigned per_byte = qf_dtype_bits(data_type) == 4 ? 2 : 1;
+    if (!index->offsets) {
+        if (n)
+            unpack_ints(data_type, span->data + first / per_byte, first % per_byte, n, out);
+        return;
+    }
+    unsigned char bytes[CHUNK];
+    while (n) {
+        size_t m = n < CHUNK ? n : CHUNK;
+        bool high_first = first % per_byte;
+        size_t stored = (m + high_first + per_byte - 1) / per_byte;
+        qf_source_elements(span, index, 1, first / per_byte, stored, bytes);
+        unpack_ints(data_type, bytes, high_first, m, out);
+        first += m;
+        out += m;
+        n -= m;
+    }
+}

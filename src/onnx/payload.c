@@ -121,6 +121,16 @@ bool qf_field_is_varint(int field)
            field == QF_FIELD_UINT64_DATA;
 }
 
+unsigned qf_varint_width(int32_t data_type)
+{
+    return qf_dtype_bits(data_type) == 4 ? 1 : qf_dtype_bits(data_type) / 8;
+}
+
+uint64_t qf_varint_count(int32_t data_type, uint64_t elements)
+{
+    return qf_dtype_bits(data_type) == 4 ? (elements + 1) / 2 : elements;
+}
+
 bool qf_dims_count(const int64_t *dims, size_t rank, uint64_t *count)
 {
     const uint64_t limit = (uint64_t)1 << 60;

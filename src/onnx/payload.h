@@ -30,8 +30,8 @@ enum {
     QF_FIELD_UINT64_DATA = 11,
 };
 
-/* TensorProto.DataType.INT4; onnx.proto files before 1.16 do not name it. */
-enum { QF_DTYPE_INT4 = 22 };
+/* TensorProto.DataType; onnx.proto files before 1.16 do not name them. */
+enum { QF_DTYPE_UINT4 = 21, QF_DTYPE_INT4 = 22 };
 
 /* Bytes in a source file. */
 typedef struct qf_span {
@@ -86,6 +86,10 @@ unsigned qf_dtype_bits(int32_t data_type);
 const char *qf_dtype_name(int32_t data_type);
 /* Whether a data field holds varints; the others hold plain little-endian elements. */
 bool qf_field_is_varint(int field);
+/* In a field of varints, each holds an element, or a byte of two 4-bit elements: the bytes that a
+ * varint stands for, and the number of varints. */
+unsigned qf_varint_width(int32_t data_type);
+uint64_t qf_varint_count(int32_t data_type, uint64_t elements);
 /* Number of elements, false when a dimension is negative or the product exceeds 2^60. */
 bool qf_dims_count(const int64_t *dims, size_t rank, uint64_t *count);
 /* Bytes of `count` elements packed as raw_data. */

@@ -9,6 +9,7 @@
 
 #include "base/spill.h"
 #include "passes/passes.h"
+#include "quant/constants.h"
 
 typedef struct fold {
     qf_node *conv, *bn;
@@ -222,7 +223,7 @@ static qf_status fold_one(qf_plan *plan, qf_ir *ir, fold *f, qf_error *err)
     uint64_t count;
     /* what is wrong with the weight is told when the layer is planned */
     if (status != QF_OK || !usable || index >= plan->payloads.count ||
-        qf_plan_check_data(f->weight, &plan->payloads.items[index], &count))
+        qf_constant_check(f->weight, &plan->payloads.items[index], &count))
         return status;
     float *factor = qf_arena_array(&plan->arena, f->channels, sizeof *factor);
     float *bias = qf_arena_array(&plan->arena, f->channels, sizeof *bias);

@@ -16,6 +16,9 @@
 qf_status qf_pass_remove_quant_identity(qf_plan *plan, qf_ir *ir, qf_error *err);
 /* Renames graph inputs and outputs and makes dimensions symbolic. */
 qf_status qf_pass_name_io(qf_plan *plan, const qf_io_spec *io, qf_ir *ir, qf_error *err);
+/* QuantizeLinear and DequantizeLinear around layers that have a record go into the layers; pairs
+ * that make no difference then go too. */
+qf_status qf_pass_absorb_qdq(qf_plan *plan, qf_ir *ir, qf_error *err);
 /* Conv + BatchNormalization -> Conv (facts 3.4), unless nothing is quantized. */
 qf_status qf_pass_fold_batch_norm(qf_plan *plan, qf_ir *ir, qf_error *err);
 
@@ -47,14 +50,15 @@ qf_status qf_pass_insert_quant(qf_pass *p);        /* AscendQuant before each la
 qf_status qf_pass_quantize_weights(qf_pass *p);    /* weights become the jobs' outputs */
 qf_status qf_pass_insert_dequant(qf_pass *p);      /* AscendDequant behind each layer */
 qf_status qf_pass_quantize_bias(qf_pass *p);       /* bias becomes int32, or its float form */
-qf_status qf_pass_fuse_quant(qf_pass *p);          /* equal AscendQuants of one tensor -> one */
-qf_status qf_pass_replace_rnn(qf_pass *p);         /* deploy: LSTM, GRU -> Basic*WindowCache */
-qf_status qf_pass_strip_attributes(qf_pass *p);    /* op_data_type */
-qf_status qf_pass_fake_quant_rnn(qf_pass *p);      /* fake_quant: quantize X and initial_h */
-qf_status qf_pass_expand_quant(qf_pass *p);        /* fake_quant: AscendQuant -> ONNX operators */
-qf_status qf_pass_expand_dequant(qf_pass *p);      /* fake_quant: AscendDequant -> Mul */
-qf_status qf_pass_compact_weights(qf_pass *p);     /* fake_quant: floats of int8 weights */
-qf_status qf_pass_hoist_constants(qf_pass *p);     /* large Constant nodes -> initializers */
+qf_status qf_pass_replace_qdq(qf_pass *p);      /* QuantizeLinear + DequantizeLinear of no layer */
+qf_status qf_pass_fuse_quant(qf_pass *p);       /* equal AscendQuants of one tensor -> one */
+qf_status qf_pass_replace_rnn(qf_pass *p);      /* deploy: LSTM, GRU -> Basic*WindowCache */
+qf_status qf_pass_strip_attributes(qf_pass *p); /* op_data_type */
+qf_status qf_pass_fake_quant_rnn(qf_pass *p);   /* fake_quant: quantize X and initial_h */
+qf_status qf_pass_expand_quant(qf_pass *p);     /* fake_quant: AscendQuant -> ONNX operators */
+qf_status qf_pass_expand_dequant(qf_pass *p);   /* fake_quant: AscendDequant -> Mul */
+qf_status qf_pass_compact_weights(qf_pass *p);  /* fake_quant: floats of int8 weights */
+qf_status qf_pass_hoist_constants(qf_pass *p);  /* large Constant nodes -> initializers */
 
 /* ---- what passes share ---- */
 

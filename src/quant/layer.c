@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "onnx/payload.h"
+#include "exec/source.h"
 
 static const char *const op_names[] = {"",       "Conv",        "ConvTranspose", "Gemm",
                                        "MatMul", "AveragePool", "LSTM",          "GRU"};
@@ -71,7 +71,8 @@ static void find_weight(const qf_node *node, qf_probe *p)
         refuse(p, "its weight is not a constant tensor");
         return;
     }
-    if (!qf_dtype_is_float(p->weight->data_type)) {
+    if (!qf_dtype_is_float(p->weight->data_type) &&
+        !(p->integers && qf_source_is_integer(p->weight->data_type))) {
         snprintf(p->reason, sizeof p->reason,
                  "its weight has dtype %s; float32, float16, bfloat16 "
                  "or float64 is needed",
@@ -270,7 +271,11 @@ static void probe_rnn(const qf_node *node, qf_probe *p)
 
 void qf_layer_probe(const qf_node *node, unsigned flags, qf_probe *out)
 {
-    *out = (qf_probe){.op = qf_op_of(node), .quantizable = true, .group = 1, .channels = 1};
+    *out = (qf_probe){.op = qf_op_of(node),
+                      .quantizable = true,
+                      .group = 1,
+                      .channels = 1,
+                      .integers = flags & QF_NODE_INTEGERS};
     switch (out->op) {
     case QF_OP_CONV:
     case QF_OP_CONV_TRANSPOSE:

@@ -17,11 +17,13 @@ typedef enum qf_op {
     QF_OP_GRU,
 } qf_op;
 
-/* Facts about a node that markers of the exporter carry (facts 3.2). */
+/* Facts about a node that are not in it: markers of the exporter carry them (facts 3.2), or they
+ * are left by a pass. */
 enum {
     QF_NODE_REUSED = 1,    /* the module appears twice in the graph */
     QF_NODE_UNBATCHED = 2, /* its input was given a batch axis by Unsqueeze */
     QF_NODE_PADDED = 4,    /* its padding is a node of its own: circular, reflect, ... */
+    QF_NODE_INTEGERS = 8,  /* its weight is quantized already (absorb_qdq.c) */
 };
 
 enum { QF_MAX_RANK = 8 };
@@ -38,6 +40,7 @@ typedef struct qf_probe {
     qf_op op;
     bool quantizable;
     char reason[200]; /* why not */
+    bool integers;    /* QF_NODE_INTEGERS */
     /* Weight (W of an RNN), NULL for AveragePool. `weight_user` reads the tensor: the node itself,
      * or the Transpose before its input. */
     Onnx__TensorProto *weight;

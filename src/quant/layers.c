@@ -9,6 +9,7 @@
 #include "base/spill.h"
 #include "kernels.h"
 #include "quant/plan.h"
+#include "quant/qdq.h"
 
 typedef AMCTPytorchProto__SingleLayerRecord record_value;
 
@@ -248,7 +249,9 @@ static int32_t result_type(const qf_node *node)
     if (qf_node_is(node, "Cast"))
         return (int32_t)qf_node_int(node, "to", 0);
     qf_op op = qf_op_of(node);
-    if (op == QF_OP_NONE || op == QF_OP_AVERAGE_POOL || node->input_count < 2 || !node->inputs[1])
+    bool scaled = qf_is_dequantize(node); /* gives the dtype of its scale */
+    if ((op == QF_OP_NONE && !scaled) || op == QF_OP_AVERAGE_POOL || node->input_count < 2 ||
+        !node->inputs[1])
         return 0;
     const Onnx__TensorProto *weight = qf_value_constant(node->inputs[1]);
     return weight ? weight->data_type : 0;
@@ -272,12 +275,12 @@ static int32_t inferred_type(const qf_value *value)
 
 static int32_t activation_type(const qf_node *node, const qf_probe *probe)
 {
-    if (probe->weight)
+    if (probe->weight && qf_dtype_is_float(probe->weight->data_type))
         return probe->weight->data_type;
     const Onnx__AttributeProto *a = qf_node_attribute(node, "op_data_type");
     if (a && a->s.len == 7 && memcmp(a->s.data, "float16", 7) == 0)
         return ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16;
-    int32_t type = value_type(node->outputs[0]);
+    int32_t type = node->outputs[0] ? value_type(node->outputs[0]) : 0;
     if (!type)
         type = inferred_type(node->inputs[0]);
     return qf_dtype_is_float(type) ? type : ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT;

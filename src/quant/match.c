@@ -2,6 +2,8 @@
 /* Finding the node that a record's key, or a config's layer name, means. */
 #include "quant/match.h"
 
+#include "quant/qdq.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +70,7 @@ static const char *weight_name(const qf_node *node)
 {
     qf_probe probe;
     qf_layer_probe(node, 0, &probe);
-    qf_value *value = qf_value_source(probe.weight_value);
+    qf_value *value = qf_qdq_source(probe.weight_value);
     return value ? value->name : NULL;
 }
 

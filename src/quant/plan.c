@@ -248,10 +248,26 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
         return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
     if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
         (unsigned)o->external_layout > QF_LAYOUT_SINGLE || (unsigned)o->io > QF_IO_DIRECT ||
-        (unsigned)o->fake_quant_weights > QF_FAKE_QUANT_SHARED || o->threads < 0 ||
-        o->threads > 1024)
+        (unsigned)o->fake_quant_weights > QF_FAKE_QUANT_SHARED ||
+        (unsigned)o->source > QF_SOURCE_QDQ || (unsigned)o->on_unsupported > QF_UNSUPPORTED_FLOAT ||
+        (unsigned)o->free_qdq > QF_FREE_QDQ_DROP || o->threads < 0 || o->threads > 1024)
         return qf_fail(err, QF_ERR_USAGE, "an export option is outside its range");
     return check_sharing(o, err);
+}
+
+/* Without a record, the model's own. */
+static qf_status own_record(qf_plan *plan, qf_error *err)
+{
+    if (plan->record)
+        return QF_OK;
+    if (plan->options.source == QF_SOURCE_FLOAT)
+        return qf_fail(err, QF_ERR_USAGE,
+                       "a record is needed, unless it is to be taken from the "
+                       "model's QuantizeLinear nodes");
+    qf_status status = qf_record_from_qdq(plan->model, plan->options.on_unsupported, plan->diag,
+                                          &plan->own_record, err);
+    plan->record = plan->own_record;
+    return status;
 }
 
 static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec *io, qf_error *err)
@@ -259,9 +275,11 @@ static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec 
     qf_diag_mark before = qf_diag_now(plan->diag);
     if (!qf_payloads_copy(&plan->payloads, &plan->model->payloads))
         return qf_fail_memory(err);
+    qf_status status = own_record(plan, err);
+    if (status != QF_OK)
+        return status;
     qf_record_report(plan->record, plan->diag);
-    qf_status status =
-        qf_save_path_split(plan->options.save_path, &plan->folder, &plan->prefix, err);
+    status = qf_save_path_split(plan->options.save_path, &plan->folder, &plan->prefix, err);
     if (status == QF_OK)
         status = qf_plan_prepare(plan, io, err);
     if (status == QF_OK)
@@ -279,8 +297,8 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
                          const qf_io_spec *io, const qf_export_options *options,
                          qf_diagnostics *diagnostics, qf_plan **out, qf_error *err)
 {
-    if (!model || !record || !out)
-        return qf_fail(err, QF_ERR_USAGE, "qf_plan_create: model, record and out must not be NULL");
+    if (!model || !out)
+        return qf_fail(err, QF_ERR_USAGE, "qf_plan_create: model and out must not be NULL");
     qf_export_options read;
     qf_status status = read_options(options, &read, err);
     if (status == QF_OK && qf_kernels_refused())
@@ -332,6 +350,7 @@ void qf_plan_free(qf_plan *plan)
     qf_spill_free(plan->skeleton);
     free(plan->folder);
     free(plan->prefix);
+    qf_record_close(plan->own_record);
     qf_arena_release(&plan->arena);
     free(plan);
 }

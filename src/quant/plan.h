@@ -73,6 +73,7 @@ struct qf_plan {
     qf_arena arena;
     qf_model *model;
     const qf_record *record;
+    qf_record *own_record; /* taken from the model's Q and DQ nodes; `record` points to it */
     qf_diagnostics *diag;
     qf_export_options options;
     char *folder, *prefix;
@@ -116,10 +117,6 @@ unsigned qf_plan_flags(const qf_plan *plan, const char *node);
 /* Adds a payload made by the plan; SIZE_MAX when memory is exhausted. */
 size_t qf_plan_add_bytes(qf_plan *plan, int field, const void *bytes, uint64_t length,
                          bool was_external);
-/* NULL if the stored data fits dtype and dims, with the number of elements in *count; else what is
- * wrong with it, to follow the tensor's name. */
-const char *qf_plan_check_data(const Onnx__TensorProto *tensor, const qf_payload *payload,
-                               uint64_t *count);
 /* Reads a small constant tensor of a float dtype as float32 into the arena (float64 tensors into
  * *wide instead if that is not NULL). NULL in *out and a finding in *why if it cannot be read. */
 qf_status qf_plan_read_floats(qf_plan *plan, const Onnx__TensorProto *tensor, const float **out,

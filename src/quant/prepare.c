@@ -88,6 +88,8 @@ static qf_status prepare_graph(qf_plan *plan, const qf_io_spec *io, qf_ir *ir, q
     if (status == QF_OK)
         status = qf_plan_match(plan, ir, err);
     if (status == QF_OK)
+        status = qf_pass_absorb_qdq(plan, ir, err);
+    if (status == QF_OK)
         status = qf_pass_fold_batch_norm(plan, ir, err);
     return status;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "exec/source.h"
+#include "quant/constants.h"
 
 void qf_tensor_refuse(const qf_tensor_context *t, const char *format, ...)
 {
@@ -23,27 +24,6 @@ void qf_tensor_refuse(const qf_tensor_context *t, const char *format, ...)
 const char *qf_tensor_label(const Onnx__TensorProto *tensor)
 {
     return tensor->name && *tensor->name ? tensor->name : "(unnamed)";
-}
-
-const char *qf_plan_check_data(const Onnx__TensorProto *tensor, const qf_payload *p,
-                               uint64_t *count)
-{
-    if (!qf_dims_count(tensor->dims, tensor->n_dims, count))
-        return "has impossible dims";
-    int type = tensor->data_type;
-    bool half = type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16 ||
-                type == ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16;
-    bool fits =
-        p->field == QF_FIELD_RAW_DATA ||
-        (p->field == QF_FIELD_FLOAT_DATA && type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) ||
-        (p->field == QF_FIELD_DOUBLE_DATA && type == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE) ||
-        (p->field == QF_FIELD_INT32_DATA && half);
-    if (!fits)
-        return "is stored in a field that does not belong to its dtype";
-    bool short_varints = p->field == QF_FIELD_INT32_DATA && *count > p->span.length;
-    if (short_varints || p->raw_length != qf_raw_bytes(type, *count))
-        return "has a different number of elements than its dims say";
-    return NULL;
 }
 
 static qf_status load(const qf_plan *plan, const qf_payload *p, int32_t type, uint64_t count,
@@ -80,15 +60,15 @@ qf_status qf_plan_read_floats(qf_plan *plan, const Onnx__TensorProto *tensor, co
         return QF_OK;
     }
     const qf_payload *p = &plan->payloads.items[index];
-    if ((*why = qf_plan_check_data(tensor, p, count)))
+    if ((*why = qf_constant_check(tensor, p, count)))
         return QF_OK;
-    if (wide && tensor->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE &&
-        p->kind == QF_PAYLOAD_SPAN) {
+    if (wide && tensor->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE) {
         double *copy = qf_arena_array(&plan->arena, (size_t)*count, sizeof *copy);
         if (!copy)
             return qf_fail_memory(err);
         if (*count)
-            memcpy(copy, p->span.data, (size_t)*count * sizeof *copy);
+            memcpy(copy, p->kind == QF_PAYLOAD_BYTES ? p->bytes : p->span.data,
+                   (size_t)*count * sizeof *copy);
         *wide = copy;
         return QF_OK;
     }

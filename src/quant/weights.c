@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "base/spill.h"
+#include "exec/source.h"
+#include "quant/constants.h"
 #include "quant/tensors.h"
 
 static uint64_t product(const int64_t *dims, size_t from, size_t to)
@@ -249,9 +251,16 @@ qf_status qf_layer_add_weight(const qf_tensor_context *t, const Onnx__TensorProt
     size_t index = qf_tensor_payload(tensor);
     const qf_payload source = t->plan->payloads.items[index];
     uint64_t count;
-    const char *why = qf_plan_check_data(tensor, &source, &count);
+    const char *why = qf_constant_check(tensor, &source, &count);
     if (why) {
         qf_tensor_refuse(t, "weight tensor '%s' %s", qf_tensor_label(tensor), why);
+        return QF_OK;
+    }
+    if (qf_source_is_integer(tensor->data_type) &&
+        qf_dtype_bits(tensor->data_type) > (unsigned)layer->wts_bits) {
+        qf_tensor_refuse(t, "weight tensor '%s' holds %s; the record asks for %d bits",
+                         qf_tensor_label(tensor), qf_dtype_name(tensor->data_type),
+                         layer->wts_bits);
         return QF_OK;
     }
     qf_weight *w = &layer->weights[layer->weight_count];

@@ -754,10 +754,14 @@ USAGE = [
             ("--external-threshold", "2GBB"),
             ("--external-layout", "round"),
             ("--progress", "perhaps"),
+            ("--from", "nowhere"),
+            ("--on-unsupported", "panic"),
+            ("--free-qdq", "perhaps"),
         ]
     ],
     ["inspect"],
-    ["check", "--model", "m"],
+    ["check"],
+    ["check", "--model", "m", "--from", "nowhere"],
 ]
 
 
