@@ -164,6 +164,10 @@ QF_API const char *qf_record_key(const qf_record *record, size_t index);
 QF_API qf_status qf_record_format(const qf_record *record, char **out, size_t *length,
                                   qf_error *err);
 
+/* Writes that text to `path`, mode 0640, whole or not at all: as an export does, under a temporary
+ * name beside it first. Missing folders are made. */
+QF_API qf_status qf_record_save(const qf_record *record, const char *path, qf_error *err);
+
 /* A QAT ("retrain") configuration, JSON. */
 typedef struct qf_config qf_config;
 /* Reads and checks every key that can be checked without the model. Findings go to `diagnostics`

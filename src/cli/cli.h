@@ -13,6 +13,7 @@ enum { EXIT_DONE = 0, EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_SYSTEM = 3, EXIT_INTE
 int cmd_export(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_record(int argc, char **argv);
 
 /* Options that several subcommands take. */
 typedef struct cli_inputs {
@@ -49,6 +50,8 @@ int cli_usage_error(const char *command, const char *format, ...)
 int cli_choose(const char *option, const char *word, const char *const *words);
 /* The words of --on-unsupported and --from, in the order of the enums. */
 extern const char *const cli_on_unsupported[], *const cli_sources[];
+/* A whole number up to `max`; false after a message about --`option`. */
+bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_t *out);
 /* Writes text with control characters as \xHH. */
 void cli_put_text(FILE *out, const char *text);
 /* 1234567 -> "1.2 MB". */

@@ -74,20 +74,6 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"help", no_argument, NULL, 'h'},
                                              {0}};
 
-static bool read_number(const char *option, const char *text, uint64_t max, uint64_t *out)
-{
-    char *end;
-    unsigned long long v = strtoull(text, &end, 10);
-    if (!*text || *end || strspn(text, "0123456789") != strlen(text) || strlen(text) > 19 ||
-        v > max) {
-        fprintf(stderr, "quantfold: --%s takes a whole number up to %llu, not '%s'\n", option,
-                (unsigned long long)max, text);
-        return false;
-    }
-    *out = v;
-    return true;
-}
-
 static bool set_choice(arguments *a, int option, const char *word)
 {
     static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
@@ -162,8 +148,9 @@ static bool set_number(arguments *a, int option, const char *word)
     if (option == 'M')
         return read_size("memory-limit", word, &a->options.memory_limit);
     if (option == 'X')
-        return read_number("external-threshold", word, INT64_MAX, &a->options.external_threshold);
-    if (!read_number("threads", word, 1024, &n))
+        return cli_read_number("external-threshold", word, INT64_MAX,
+                               &a->options.external_threshold);
+    if (!cli_read_number("threads", word, 1024, &n))
         return false;
     a->options.threads = (int)n;
     return true;

@@ -11,6 +11,8 @@ static const struct {
 } commands[] = {
     {"export", cmd_export, "write the deploy and fake_quant models"},
     {"check", cmd_check, "validate model, config and record; report everything that is wrong"},
+    {"record", cmd_record,
+     "calculate a record from weights and ranges, or take it from a QDQ model"},
     {"inspect", cmd_inspect, "show a model's layers and which can be quantized"},
 };
 

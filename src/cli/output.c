@@ -240,3 +240,17 @@ int cli_choose(const char *option, const char *word, const char *const *words)
     fprintf(stderr, ", not '%s'\n", word);
     return -1;
 }
+
+bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_t *out)
+{
+    char *end;
+    unsigned long long v = strtoull(text, &end, 10);
+    if (!*text || *end || strspn(text, "0123456789") != strlen(text) || strlen(text) > 19 ||
+        v > max) {
+        fprintf(stderr, "quantfold: --%s takes a whole number up to %llu, not '%s'\n", option,
+                (unsigned long long)max, text);
+        return false;
+    }
+    *out = v;
+    return true;
+}

@@ -340,15 +340,16 @@ static bool check_object(checker *c, const cJSON *value)
     return false;
 }
 
-/* Returns the bits, 0 if they are wrong. */
-static int check_data(checker *c, const cJSON *data)
+/* Bits are 0 if they are wrong. */
+static void check_data(checker *c, const cJSON *data, qf_config_layer *layer)
 {
     static const char *const keys[] = {"algo", "clip_max", "clip_min", "fixed_min", "dst_type"};
     static const char *const algos[] = {"ulq_quantize"};
     const cJSON *max = NULL, *min = NULL;
-    int bits = 8;
-    if (!check_object(c, data))
-        return 0;
+    if (!check_object(c, data)) {
+        layer->act_bits = 0;
+        return;
+    }
     for (const cJSON *value = data->child; value; value = value->next) {
         if (is_key(value, "algo"))
             check_word(c, value, algos, COUNT(algos));
@@ -357,16 +358,18 @@ static int check_data(checker *c, const cJSON *data)
         else if (is_key(value, "clip_min"))
             check_clip(c, min = value, false);
         else if (is_key(value, "fixed_min"))
-            check_bool(c, value);
+            layer->fixed_min = check_bool(c, value) == QF_YES;
         else if (is_key(value, "dst_type"))
-            bits = check_type(c, value);
+            layer->act_bits = check_type(c, value);
         else
             report_unknown(c, QF_ERROR, value->string, data->string, keys, COUNT(keys));
     }
     if (!max != !min)
         REPORT(c, QF_ERROR, "clip_max and clip_min must be given together; %s is missing",
                max ? "clip_min" : "clip_max");
-    return bits;
+    layer->has_clip = max && min;
+    layer->clip_max = layer->has_clip ? (float)max->valuedouble : 0;
+    layer->clip_min = layer->has_clip ? (float)min->valuedouble : 0;
 }
 
 static int check_weight(checker *c, const cJSON *weight, qf_choice *channel_wise)
@@ -423,7 +426,7 @@ static void check_layer(checker *c, const cJSON *object)
         if (is_key(value, "retrain_enable"))
             layer.enabled = check_bool(c, value) != QF_NO;
         else if (is_key(value, "retrain_data_config"))
-            layer.act_bits = check_data(c, value);
+            check_data(c, value, &layer);
         else if (is_key(value, "retrain_weight_config"))
             layer.wts_bits = check_weight(c, value, &layer.channel_wise);
         else if (is_key(value, "regular_prune_enable") || is_key(value, "regular_prune_config"))

@@ -22,6 +22,9 @@ typedef struct qf_config_layer {
     int act_bits;           /* 4, 8 or 16; 8 if absent */
     int wts_bits;           /* 4 or 8; 8 if absent */
     qf_choice channel_wise; /* QF_UNSET: not in the file, the default depends on the layer's type */
+    bool has_clip;          /* clip_max and clip_min are given */
+    float clip_max, clip_min;
+    bool fixed_min; /* the least activation is 0 */
 } qf_config_layer;
 
 size_t qf_config_layer_count(const qf_config *config);

@@ -273,8 +273,6 @@ static qf_status own_record(qf_plan *plan, qf_error *err)
 static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec *io, qf_error *err)
 {
     qf_diag_mark before = qf_diag_now(plan->diag);
-    if (!qf_payloads_copy(&plan->payloads, &plan->model->payloads))
-        return qf_fail_memory(err);
     qf_status status = own_record(plan, err);
     if (status != QF_OK)
         return status;
@@ -293,6 +291,26 @@ static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec 
     return status;
 }
 
+qf_status qf_plan_start(qf_model *model, const qf_record *record, const qf_export_options *options,
+                        qf_diagnostics *diagnostics, qf_plan **out, qf_error *err)
+{
+    qf_plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return qf_fail_memory(err);
+    qf_arena_init(&plan->arena);
+    plan->model = model;
+    plan->record = record;
+    plan->diag = diagnostics;
+    plan->options = *options;
+    plan->layout.arena = &plan->arena;
+    if (!qf_payloads_copy(&plan->payloads, &model->payloads)) {
+        qf_plan_free(plan);
+        return qf_fail_memory(err);
+    }
+    *out = plan;
+    return QF_OK;
+}
+
 qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,
                          const qf_io_spec *io, const qf_export_options *options,
                          qf_diagnostics *diagnostics, qf_plan **out, qf_error *err)
@@ -307,18 +325,15 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
                          qf_kernels_refused());
     if (status != QF_OK)
         return status;
-    qf_plan *plan = calloc(1, sizeof *plan);
+    qf_plan *plan = NULL;
     qf_diagnostics *own = diagnostics ? NULL : qf_diagnostics_create();
-    if (!plan || (!diagnostics && !own)) {
-        free(plan);
-        return qf_fail_memory(err);
+    status = diagnostics || own
+                 ? qf_plan_start(model, record, &read, diagnostics ? diagnostics : own, &plan, err)
+                 : qf_fail_memory(err);
+    if (status != QF_OK) {
+        qf_diagnostics_free(own);
+        return status;
     }
-    qf_arena_init(&plan->arena);
-    plan->model = model;
-    plan->record = record;
-    plan->diag = diagnostics ? diagnostics : own;
-    plan->options = read;
-    plan->layout.arena = &plan->arena;
     fenv_t host; /* which may flush subnormals or round otherwise */
     fegetenv(&host);
     fesetenv(FE_DFL_ENV);

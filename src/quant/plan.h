@@ -100,6 +100,11 @@ struct qf_plan {
     bool ran;
 };
 
+/* An empty plan, to be freed by qf_plan_free. `record` may be set later. Borrows all but the
+ * options. */
+qf_status qf_plan_start(qf_model *model, const qf_record *record, const qf_export_options *options,
+                        qf_diagnostics *diagnostics, qf_plan **out, qf_error *err);
+
 /* Steps, in order. Findings about the inputs go to plan->diag and do not end a step; a status other
  * than QF_OK means that it could not go on. */
 qf_status qf_plan_prepare(qf_plan *plan, const qf_io_spec *io, qf_error *err);

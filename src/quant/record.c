@@ -8,6 +8,7 @@
 #include "base/arena.h"
 #include "base/file.h"
 #include "base/spill.h"
+#include "exec/stage.h"
 #include "quant/text_format.h"
 
 /* A file may repeat itself millions of times; nobody reads more warnings than this. */
@@ -117,6 +118,23 @@ qf_status qf_record_open(const char *path, qf_record **out, qf_error *err)
     return QF_OK;
 }
 
+qf_status qf_record_wrap(const char *name, AMCTPytorchProto__ScaleOffsetRecord *message,
+                         qf_record **out, qf_error *err)
+{
+    qf_record *record = calloc(1, sizeof *record);
+    if (!record)
+        return qf_fail_memory(err);
+    qf_arena_init(&record->arena);
+    record->message = message;
+    record->path = strdup(name);
+    if (!record->path) {
+        qf_record_close(record);
+        return qf_fail_memory(err);
+    }
+    *out = record;
+    return QF_OK;
+}
+
 void qf_record_close(qf_record *record)
 {
     if (!record)
@@ -188,4 +206,36 @@ void qf_record_report(const qf_record *record, qf_diagnostics *list)
         qf_diag_add(list, QF_WARNING, (qf_where){.file = record->path},
                     "%zu more fields are given more than once",
                     record->duplicate_count - MAX_DUPLICATES);
+}
+
+qf_status qf_record_save(const qf_record *record, const char *path, qf_error *err)
+{
+    char *folder, *name, *text;
+    size_t length, index;
+    if (!record || !path)
+        return qf_fail(err, QF_ERR_USAGE, "qf_record_save needs a record and a path");
+    qf_status status = qf_save_path_split(path, &folder, &name, err);
+    if (status != QF_OK)
+        return status;
+    qf_stage stage;
+    if (!*name)
+        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
+                            "the record needs a file name, not only a folder");
+    else
+        status = qf_record_format(record, &text, &length, err);
+    if (status == QF_OK) {
+        status = qf_stage_open(folder, name, &stage, err);
+        if (status == QF_OK) {
+            status = qf_stage_create(&stage, name, length, &index, err);
+            if (status == QF_OK)
+                status = qf_stage_write(&stage, index, 0, text, length, err);
+            if (status == QF_OK)
+                status = qf_stage_commit(&stage, err);
+            qf_stage_close(&stage);
+        }
+        free(text);
+    }
+    free(folder);
+    free(name);
+    return status;
 }

@@ -19,6 +19,11 @@
  * count; no field has a default. Strings are valid UTF-8. */
 const AMCTPytorchProto__ScaleOffsetRecord *qf_record_message(const qf_record *record);
 
+/* A record that was not read from a text. `message` is the caller's, who may go on filling it in,
+ * and must live as long. `name` stands for the file name in messages. */
+qf_status qf_record_wrap(const char *name, AMCTPytorchProto__ScaleOffsetRecord *message,
+                         qf_record **out, qf_error *err);
+
 /* Line on which entry `index` begins, from 1; 0 if there is no such entry. */
 uint32_t qf_record_line(const qf_record *record, size_t index);
 

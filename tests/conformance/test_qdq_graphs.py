@@ -152,7 +152,21 @@ def assert_agrees(quantfold, folder: Path, net: Net, model, layers: int, least=C
     for ours, theirs in zip(run_model(folder / FAKE, net.feeds), wanted):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
         assert sqnr_db(theirs, ours) >= least, sqnr_db(theirs, ours)
+    assert_record_is_enough(quantfold, folder, extra)
     return report
+
+
+def assert_record_is_enough(quantfold, folder: Path, extra) -> None:
+    """The model's record as a text, exported with, gives the same files."""
+    unsupported = [e for e in extra if e in ("--on-unsupported", "float")]
+    made = quantfold(
+        *("record", "--model", folder / "q.onnx", "--from-qdq", *unsupported),
+        *("--output", folder / "r.txt"),
+    )
+    assert made.code == 0, made.err
+    quantfold.export(folder / "q.onnx", folder / "r.txt", folder / "through" / "m", *extra)
+    for name in (DEPLOY, FAKE):
+        assert (folder / name).read_bytes() == (folder / "through" / name).read_bytes()
 
 
 def deploy(folder: Path) -> onnx.ModelProto:

@@ -64,10 +64,10 @@ static void test_layers(void **state)
     assert_int_equal(open_text(text, &config, list, &err), QF_OK);
     assert_int_equal(qf_diagnostics_count(list), 0);
     static const qf_config_layer expect[] = {
-        {"a", true, 8, 8, QF_UNSET},
-        {"b", false, 8, 8, QF_UNSET},
-        {"c.d", true, 16, 8, QF_YES},
-        {"AvgPool", false, 8, 4, QF_NO},
+        {.name = "a", .enabled = true, .act_bits = 8, .wts_bits = 8},
+        {.name = "b", .act_bits = 8, .wts_bits = 8},
+        {.name = "c.d", .enabled = true, .act_bits = 16, .wts_bits = 8, .channel_wise = QF_YES},
+        {.name = "AvgPool", .act_bits = 8, .wts_bits = 4, .channel_wise = QF_NO},
     };
     assert_int_equal(qf_config_layer_count(config), COUNT(expect));
     for (size_t i = 0; i < COUNT(expect); i++) {

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+static const char help[] =
+    "usage: quantfold record --model M.onnx --config C.json [--activations A.json] [OPTIONS]\n"
+    "       quantfold record --model QDQ.onnx --from-qdq [OPTIONS]\n\n"
+    "Writes the scale and offset record of a model, to be looked at, edited and exported with.\n"
+    "The first form calculates it: weight scales from the weights of the layers that the config\n"
+    "enables, activation scales from the values that activations take:\n\n"
+    "    {\"conv1\": {\"min\": -0.7, \"max\": 2.0}, \"fc\": {\"scale_d\": 0.02, \"offset_d\": "
+    "-12},\n"
+    "     \"lstm\": {\"min\": -1, \"max\": 1, \"h_min\": -1, \"h_max\": 1}}\n\n"
+    "or from clip_max and clip_min of the config. The second takes the scales of the model's\n"
+    "QuantizeLinear and DequantizeLinear nodes.\n\n"
+    "  --model FILE            ONNX model\n"
+    "  --config FILE           QAT configuration (JSON)\n"
+    "  --activations FILE      ranges of activations (JSON)\n"
+    "  --from-qdq              take the record from a QDQ model\n"
+    "  --on-unsupported WHAT   error (default), float: a QDQ layer that cannot be expressed\n"
+    "  --output FILE           where to write the record (default: standard output)\n"
+    "  --threads N             cores to use (default: all)\n"
+    "  -q, --quiet             no warnings\n";
+
+typedef struct arguments {
+    const char *model, *config, *activations, *output;
+    qf_on_unsupported on_unsupported;
+    bool from_qdq, quiet;
+    uint64_t threads;
+} arguments;
+
+static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
+                                             {"config", required_argument, NULL, 'c'},
+                                             {"activations", required_argument, NULL, 'a'},
+                                             {"from-qdq", no_argument, NULL, 'Q'},
+                                             {"on-unsupported", required_argument, NULL, 'u'},
+                                             {"output", required_argument, NULL, 'o'},
+                                             {"threads", required_argument, NULL, 't'},
+                                             {"quiet", no_argument, NULL, 'q'},
+                                             {"help", no_argument, NULL, 'h'},
+                                             {0}};
+
+static bool set_option(arguments *a, int option, char *value)
+{
+    int word = 0;
+    switch (option) {
+    case 'm':
+        a->model = value;
+        break;
+    case 'c':
+        a->config = value;
+        break;
+    case 'a':
+        a->activations = value;
+        break;
+    case 'Q':
+        a->from_qdq = true;
+        break;
+    case 'u':
+        word = cli_choose("on-unsupported", value, cli_on_unsupported);
+        a->on_unsupported = (qf_on_unsupported)word;
+        break;
+    case 'o':
+        a->output = value;
+        break;
+    case 't':
+        return cli_read_number("threads", value, 1024, &a->threads);
+    default:
+        a->quiet = true;
+    }
+    return word >= 0;
+}
+
+/* -1: go on; else an exit code. */
+static int read_arguments(int argc, char **argv, arguments *a)
+{
+    *a = (arguments){0};
+    for (int c; (c = getopt_long(argc, argv, "qh", long_options, NULL)) != -1;) {
+        if (c == 'h') {
+            fputs(help, stdout);
+            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
+        }
+        if (c == '?')
+            return cli_usage_error("record", "the command line cannot be understood");
+        if (!set_option(a, c, optarg))
+            return EXIT_USAGE;
+    }
+    if (optind != argc)
+        return cli_usage_error("record", "unexpected word '%s'", argv[optind]);
+    if (!a->model)
+        return cli_usage_error("record", "--model is needed");
+    if (a->from_qdq == (a->config != NULL))
+        return cli_usage_error("record", "either --config or --from-qdq is needed");
+    if (a->from_qdq && a->activations)
+        return cli_usage_error("record", "--activations goes with --config");
+    return -1;
+}
+
+static qf_status compute(const arguments *a, qf_model *model, qf_diagnostics *list, qf_record **out)
+{
+    qf_error err;
+    qf_config *config = NULL;
+    qf_ranges *ranges = NULL;
+    size_t known = qf_diagnostics_errors(list);
+    qf_status status = qf_config_open(a->config, &config, list, &err);
+    status = cli_note(list, status, &err, known);
+    known = qf_diagnostics_errors(list);
+    if (a->activations) {
+        qf_status opened = qf_ranges_open(a->activations, &ranges, &err);
+        cli_note(list, opened, &err, known);
+        status = status == QF_OK ? opened : status;
+    }
+    if (status == QF_OK) {
+        known = qf_diagnostics_errors(list);
+        status = qf_record_compute(model, config, ranges, (int)a->threads, list, out, &err);
+        cli_note(list, status, &err, known);
+    }
+    qf_ranges_close(ranges);
+    qf_config_close(config);
+    return status;
+}
+
+static qf_status make(const arguments *a, qf_diagnostics *list, qf_record **out)
+{
+    qf_error err;
+    qf_model *model = NULL;
+    size_t known = qf_diagnostics_errors(list);
+    qf_status status = qf_model_open(a->model, &model, &err);
+    if (status != QF_OK)
+        return cli_note(list, status, &err, known);
+    if (a->from_qdq) {
+        status = qf_record_from_qdq(model, a->on_unsupported, list, out, &err);
+        cli_note(list, status, &err, known);
+    } else {
+        status = compute(a, model, list, out);
+    }
+    qf_model_close(model);
+    return status;
+}
+
+static int write_out(const arguments *a, const qf_record *record)
+{
+    qf_error err;
+    char *text;
+    size_t length;
+    qf_status status = a->output ? qf_record_save(record, a->output, &err)
+                                 : qf_record_format(record, &text, &length, &err);
+    if (status != QF_OK) {
+        cli_print_error(&err);
+        return cli_exit_code(status);
+    }
+    if (a->output)
+        return EXIT_DONE;
+    fwrite(text, 1, length, stdout);
+    free(text);
+    return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
+}
+
+int cmd_record(int argc, char **argv)
+{
+    arguments a;
+    int code = read_arguments(argc, argv, &a);
+    if (code >= 0)
+        return code;
+    qf_record *record = NULL;
+    qf_diagnostics *list = qf_diagnostics_create();
+    if (!list)
+        return EXIT_SYSTEM;
+    qf_status status = make(&a, list, &record);
+    cli_print_diagnostics(list, a.quiet);
+    code = status == QF_OK ? write_out(&a, record) : cli_exit_code(status);
+    qf_record_close(record);
+    qf_diagnostics_free(list);
+    return code;
+}
