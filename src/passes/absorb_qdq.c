@@ -24,10 +24,12 @@ static bool may_go(const qf_node *node)
 {
     return node->output_count == 1 && node->input_count &&
            (qf_is_quantize(node) || qf_is_dequantize(node) || qf_node_is(node, "Clip") ||
-            qf_node_is(node, "Transpose") || qf_node_is(node, "Identity"));
+            qf_node_is(node, "Transpose") || qf_node_is(node, "Identity") ||
+            qf_node_is(node, "Cast") || qf_node_is(node, "ConstantOfShape"));
 }
 
-static void drop_dead(qf_ir *ir, qf_value *value)
+/* Goes up first inputs; other inputs are constants at this depth. */
+static void drop_chain(qf_ir *ir, qf_value *value, void (*drop_other)(qf_ir *, qf_value *))
 {
     while (value && !value->use_count && !value->result_count) {
         qf_node *node = value->producer;
@@ -37,9 +39,19 @@ static void drop_dead(qf_ir *ir, qf_value *value)
         }
         qf_ir_remove_node(ir, node);
         for (size_t i = 1; i < node->input_count; i++)
-            qf_ir_drop_unused(ir, node->inputs[i]);
+            drop_other(ir, node->inputs[i]);
         value = node->inputs[0];
     }
+}
+
+static void drop_parameter(qf_ir *ir, qf_value *value)
+{
+    drop_chain(ir, value, qf_ir_drop_unused);
+}
+
+static void drop_dead(qf_ir *ir, qf_value *value)
+{
+    drop_chain(ir, value, drop_parameter);
 }
 
 static bool read_instead(qf_ir *ir, qf_node *node, size_t input, qf_value *value)
@@ -144,17 +156,17 @@ static qf_status lower_clip(absorber *a, qf_node *clip)
 /* Q behind a DQ that reads just its integers; NULL if there is none or they do not fit. */
 static qf_status paired_quantize(absorber *a, const qf_node *dq, qf_node **out)
 {
-    qf_node *quantize = dq->inputs[0]->producer;
     qf_quantizer first, second;
-    const char *why_first, *why_second = NULL;
+    const char *why_first, *why_second;
     *out = NULL;
-    if (!quantize || !qf_is_quantize(quantize) || quantize->graph != dq->graph)
-        return QF_OK;
-    qf_status status = qf_quantizer_read(&a->q, quantize, &first, &why_first, a->err);
-    if (status == QF_OK)
-        status = qf_quantizer_read(&a->q, dq, &second, &why_second, a->err);
-    if (status == QF_OK && !why_first && !why_second && first.count == 1 &&
-        first.data_type == second.data_type && qf_quantizer_same(&first, &second))
+    qf_status status = qf_quantizer_read(&a->q, dq, &second, &why_second, a->err);
+    qf_node *quantize = qf_qdq_integers(dq->inputs[0], second.data_type)->producer;
+    if (status != QF_OK || why_second || !quantize || !qf_is_quantize(quantize) ||
+        quantize->graph != dq->graph)
+        return status;
+    status = qf_quantizer_read(&a->q, quantize, &first, &why_first, a->err);
+    if (status == QF_OK && !why_first && first.count == 1 && first.data_type == second.data_type &&
+        qf_quantizer_same(&first, &second))
         *out = quantize;
     return status;
 }
@@ -219,6 +231,26 @@ typedef struct dequantized {
     int64_t axis;
 } dequantized;
 
+/* PyTorch writes the zero point of a bias as zeros of a shape, cast. */
+static qf_status is_zeros(absorber *a, qf_value *value, bool *zeros)
+{
+    qf_constant constant = {0};
+    const char *why = NULL;
+    value = qf_value_source(value);
+    if (value->producer && qf_node_is(value->producer, "Cast") && value->producer->input_count &&
+        value->producer->inputs[0])
+        value = qf_value_source(value->producer->inputs[0]);
+    *zeros = value->producer && qf_node_is(value->producer, "ConstantOfShape");
+    const Onnx__AttributeProto *fill = *zeros ? qf_node_attribute(value->producer, "value") : NULL;
+    if (!fill)
+        return QF_OK; /* zeros are the default */
+    qf_status status = fill->t ? qf_constant_read(fill->t, a->q.payloads, a->q.path, a->q.arena,
+                                                  &constant, &why, a->err)
+                               : QF_OK;
+    *zeros = fill->t && status == QF_OK && !why && constant.count == 1 && constant.values[0] == 0;
+    return status;
+}
+
 /* False if DQ is not of a constant, or of one that is not for us. */
 static qf_status read_constant_dq(absorber *a, const qf_node *dq, dequantized *d, bool *usable)
 {
@@ -229,7 +261,12 @@ static qf_status read_constant_dq(absorber *a, const qf_node *dq, dequantized *d
     *usable = qf_node_int(dq, "block_size", 0) == 0;
     for (size_t i = 0; i < 3 && i < dq->input_count; i++) {
         tensors[i] = dq->inputs[i] ? qf_value_constant(dq->inputs[i]) : NULL;
-        *usable &= tensors[i] || (i == 2 && !dq->inputs[i]);
+        bool zeros = i == 2 && !dq->inputs[i];
+        qf_status status =
+            i == 2 && dq->inputs[i] && !tensors[i] ? is_zeros(a, dq->inputs[i], &zeros) : QF_OK;
+        if (status != QF_OK)
+            return status;
+        *usable &= tensors[i] || zeros;
     }
     d->tensor = tensors[0];
     *usable = *usable && qf_dims_count(d->tensor->dims, d->tensor->n_dims, &count) &&

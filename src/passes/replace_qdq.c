@@ -20,15 +20,14 @@ typedef struct replacer {
 /* The Q before `dq` if the two are one pair of per-tensor quantizations, else NULL. */
 static qf_status find_pair(replacer *r, const qf_node *dq, qf_node **quantize, qf_quantizer *z)
 {
-    qf_node *before = dq->inputs[0]->producer;
     qf_quantizer first;
     const char *why;
     *quantize = NULL;
-    if (!before || !qf_is_quantize(before))
-        return QF_OK;
-    qf_status status = qf_quantizer_read(&r->q, before, &first, &why, r->p->err);
-    if (status == QF_OK && !why)
-        status = qf_quantizer_read(&r->q, dq, z, &why, r->p->err);
+    qf_status status = qf_quantizer_read(&r->q, dq, z, &why, r->p->err);
+    qf_node *before = qf_qdq_integers(dq->inputs[0], z->data_type)->producer;
+    if (status != QF_OK || why || !before || !qf_is_quantize(before))
+        return status;
+    status = qf_quantizer_read(&r->q, before, &first, &why, r->p->err);
     bool expressible = status == QF_OK && !why && first.count == 1 &&
                        first.data_type == z->data_type && qf_quantizer_same(&first, z);
     *quantize = expressible ? before : NULL;
@@ -79,8 +78,15 @@ static bool strip(qf_pass *p, qf_node *dq, const char *name)
     return qf_node_rename(p->ir, dq, name);
 }
 
-static void drop_quantize(qf_ir *ir, qf_node *quantize)
+/* Removes what the DQ read, up to Q, as far as nothing else reads it. */
+static void drop_quantize(qf_ir *ir, qf_value *read, qf_node *quantize)
 {
+    while (read->producer && read->producer != quantize && !read->use_count &&
+           !read->result_count) {
+        qf_value *before = read->producer->inputs[0];
+        qf_ir_remove_node(ir, read->producer);
+        read = before;
+    }
     if (quantize->outputs[0]->use_count || quantize->outputs[0]->result_count)
         return;
     qf_ir_remove_node(ir, quantize);
@@ -91,6 +97,7 @@ static void drop_quantize(qf_ir *ir, qf_node *quantize)
 static bool replace(qf_pass *p, qf_node *dq, qf_node *quantize, const qf_quantizer *z)
 {
     qf_ir *ir = p->ir;
+    qf_value *read = dq->inputs[0];
     const char *name = qf_pass_name(p, quantize->name, "quant");
     const char *anti = qf_pass_name(p, quantize->name, "anti_quant");
     qf_quant_tag tag = {quantize->name, z->scales[0],       z->zeros[0],
@@ -99,7 +106,7 @@ static bool replace(qf_pass *p, qf_node *dq, qf_node *quantize, const qf_quantiz
         !qf_pass_add_quant(p, name, tag, dq, 0) || !strip(p, dq, anti) ||
         !(p->target == QF_DEPLOY ? become_anti_quant : become_mul)(p, dq, z))
         return false;
-    drop_quantize(ir, quantize);
+    drop_quantize(ir, read, quantize);
     return z->float_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT ||
            qf_pass_cast_output(p, dq, 0, z->float_type, dq->name);
 }

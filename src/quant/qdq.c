@@ -77,6 +77,18 @@ qf_value *qf_qdq_source(qf_value *value)
     return value;
 }
 
+qf_value *qf_qdq_integers(qf_value *value, int32_t data_type)
+{
+    value = qf_value_source(value);
+    for (int i = 0; i < 4 && value->producer && qf_node_is(value->producer, "Cast"); i++) {
+        const qf_node *cast = value->producer;
+        if (!cast->input_count || !cast->inputs[0] || qf_node_int(cast, "to", 0) != data_type)
+            break;
+        value = qf_value_source(cast->inputs[0]);
+    }
+    return value;
+}
+
 /* ---- quantizers ---- */
 
 /* The integers' dtype: that of the zero point, else what the node says, else that of the data. */

@@ -72,6 +72,10 @@ qf_status qf_qdq_layer_read(const qf_qdq *q, const qf_node *node, qf_qdq_layer *
 /* UINT4, UINT8, UINT16. */
 bool qf_dtype_is_unsigned(int32_t data_type);
 
+/* The value behind Identity nodes and Casts to the dtype that the integers have already, which
+ * PyTorch puts between Q and DQ. */
+qf_value *qf_qdq_integers(qf_value *value, int32_t data_type);
+
 /* If input `index` of `node` is data that its outputs consist of, rearranged, chosen or rectified,
  * so that quantizing its inputs or its outputs is the same. */
 bool qf_keeps_grid(const qf_node *node, size_t index);

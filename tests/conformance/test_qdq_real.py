@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import reference
+from nets import random
 from onnx import helper, numpy_helper, version_converter
 from test_real_models import ocr, package_file
 
@@ -104,10 +105,21 @@ def run_all(path: Path, names: list[str], feed: dict) -> dict[str, np.ndarray]:
     return dict(zip([o.name for o in s.get_outputs()], s.run(None, feed)))
 
 
+def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Initializers, and the values of Constant nodes."""
+    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for n in model.graph.node:
+        if n.op_type == "Constant" and n.attribute[0].name == "value":
+            found[n.output[0]] = numpy_helper.to_array(n.attribute[0].t)
+        if n.op_type == "Identity" and n.input[0] in found:
+            found[n.output[0]] = found[n.input[0]]
+    return found
+
+
 def step_behind(model: onnx.ModelProto, output: str, values: np.ndarray) -> float:
     """The scale of the quantizer that reads a layer's output, next or behind operators that keep its
     range; where there is none, a 255th of the range of the values."""
-    scales = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    scales = constants(model)
     for _ in range(4):
         users = [n for n in model.graph.node if output in n.input]
         for n in users:
@@ -147,11 +159,11 @@ def uncouple(fake: onnx.ModelProto, theirs: dict[str, str], scales: dict[str, fl
 
 def scales_of(quantfold, qdq: Path) -> dict[str, float]:
     """The scale of every quantizer, by layer or by the name of its QuantizeLinear node."""
-    graph = onnx.load(qdq).graph
-    tensors = {t.name: t for t in graph.initializer}
+    model = onnx.load(qdq)
+    values = constants(model)
     found = {
-        n.name: float(numpy_helper.to_array(tensors[n.input[1]]).max())
-        for n in graph.node
+        n.name: float(values[n.input[1]].max())
+        for n in model.graph.node
         if n.op_type == "QuantizeLinear"
     }
     text = quantfold("record", "--model", qdq, "--from-qdq").out
@@ -223,3 +235,32 @@ def test_quantize_static(quantfold, repo, tmp_path, capsys, name, way):
         print(f"worst layer {worst[1]} off by {worst[0]:.3f} steps", end="")
     assert worst[0] <= 1.0
     assert ours >= min(LEAST_DB, theirs - 6)
+
+
+TORCH = sorted((Path(__file__).parent / "qdq").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("path", TORCH, ids=lambda p: p.stem)
+def test_torch_qat(quantfold, tmp_path, capsys, path):
+    """What torch.ao's quantization-aware training writes (qdq/make.py made the files)."""
+    (tmp_path / "q.onnx").write_bytes(path.read_bytes())
+    qdq = tmp_path / "q.onnx"
+    result = quantfold("export", "--model", qdq, "--save-path", tmp_path / "m", "--json", "--quiet")
+    assert result.code == 0, result.err
+    layers = [l["name"] for l in json.loads(result.out)["layers"]]
+    assert len(layers) == 3
+    check_model(tmp_path / FAKE)
+    kinds = [n.op_type for n in onnx.load(tmp_path / DEPLOY).graph.node]
+    assert kinds.count("AscendDequant") == 3
+    assert not {"QuantizeLinear", "DequantizeLinear", "Cast", "ConstantOfShape"} & set(kinds)
+    name = onnx.load(qdq).graph.input[0].name
+    scales, worst, exact, noisy = scales_of(quantfold, qdq), (0.0, ""), [], []
+    for seed in range(20):
+        feed = {name: random(2, 3, 8, 8, seed=seed)}
+        worst = max(worst, worst_layer(tmp_path, feed, layers, scales))
+        exact += run_model(qdq, feed)
+        noisy += run_model(tmp_path / FAKE, feed)
+    least = sqnr_db(np.concatenate(exact), np.concatenate(noisy))
+    with capsys.disabled():
+        print(f"\n{path.stem}: {least:.1f} dB, worst layer {worst[1]} off by {worst[0]:.4f} steps")
+    assert worst[0] <= 1.0 and least >= LEAST_DB
