@@ -36,6 +36,10 @@ ninja -C build-asan --quiet
 
 step "formatting"
 find src kernels include tests bench -name '*.[ch]' -o -name '*.cc' | xargs clang-format --dry-run -Werror
+"$python" -m black --quiet --check --line-length 100 python tests datasets bench
+
+step "types of the Python package"
+"$python" -m mypy --strict python/quantfold
 
 step "unit tests: gcc, clang, sanitizers"
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_leaks=1
@@ -46,11 +50,13 @@ done
 step "a program that uses the installed library alone"
 tests/install/run.sh build
 
-step "golden, conformance and fault tests: release build"
+step "golden, conformance, fault and Python tests: release build"
 "$python" -m pytest tests --ignore tests/large -q -p no:cacheprovider
 
 step "golden, conformance and fault tests: sanitizers"
-QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large -q -p no:cacheprovider
+# the Python package loads the library, which a sanitizer does not allow
+QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large --ignore tests/python \
+  -q -p no:cacheprovider
 
 [ "$(uname -m)" = x86_64 ] || exit 0 # aarch64 itself has had its tests above
 
