@@ -102,7 +102,11 @@ _MESSAGES: dict[str, dict[str, str]] = {
 @cache
 def _definition_class() -> Any:
     """The definition's message, described at run time: its text names fields and has no numbers."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import (  # type: ignore[import-untyped]
+        descriptor_pb2,
+        descriptor_pool,
+        message_factory,
+    )
 
     file = descriptor_pb2.FileDescriptorProto(name="quantfold_definition.proto", package="qf")
     for name, words in _ENUMS.items():

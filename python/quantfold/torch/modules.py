@@ -215,12 +215,12 @@ class QuantizedRnn(QuantizedLayer):
             )
         lstm = isinstance(self.module, nn.LSTM)
         module = cast(nn.LSTM, self.module)
-        h, c = (hx[0], hx[1]) if lstm else (hx, None)
+        h, c = (hx[0], hx[1]) if lstm else (hx, hx)  # of a GRU, c goes along unused
         if not (self.activation.ready and self.hidden.ready):
             self._calibrate(x, hx, h)
         weights = self._weight("weight_ih_l0")[0], self._weight("weight_hh_l0")[0]
         biases = (module.bias_ih_l0, module.bias_hh_l0) if module.bias else (None, None)
-        h, c, made = h[0], None if c is None else c[0], []
+        h, c, made = h[0], c[0], []
         for step in self.activation(x).unbind(1 if module.batch_first else 0):
             state = self.hidden(h)
             if lstm:
@@ -231,7 +231,7 @@ class QuantizedRnn(QuantizedLayer):
         output = torch.stack(made, 1 if module.batch_first else 0)
         self.finish()
         last = h.unsqueeze(0)
-        return output, ((last, c.unsqueeze(0)) if c is not None else last)
+        return output, (last, c.unsqueeze(0)) if lstm else last
 
     def _in_onnx_order(self, scale: Tensor) -> list[float]:
         gates = GATES[kind(self.module)]

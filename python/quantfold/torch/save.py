@@ -60,7 +60,7 @@ def _to_onnx(network: nn.Module, input_data: Any, path: Path, **names: Any) -> N
     for opset in OPSETS:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore")  # of the exporter; what matters raises
                 torch.onnx.export(
                     network,
                     arguments,
