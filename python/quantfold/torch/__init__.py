@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization-aware training of PyTorch models, by the reference's functions: change the import, and
-its flow runs on a machine without an NPU.
+its flow runs on a machine without an NPU. Models that torch.ao quantized are saved by
+save_quantized_model.
 
     import quantfold.torch as amct
 
@@ -11,6 +12,7 @@ its flow runs on a machine without an NPU.
     amct.save_quant_retrain_model("config.json", model, "record.txt", "out/model", input_data)
 """
 
+from .qdq import save_quantized_model
 from .retrain import (
     create_quant_retrain_config,
     create_quant_retrain_model,
@@ -23,4 +25,5 @@ __all__ = [
     "create_quant_retrain_model",
     "restore_quant_retrain_model",
     "save_quant_retrain_model",
+    "save_quantized_model",
 ]

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import QuantfoldError, export
 from . import config as configs
+from .export import to_onnx
 from .layers import evaluating, look_at
 from .modules import QuantizedWeight
 from .params import (
@@ -53,30 +52,6 @@ def float_view(model: nn.Module) -> Iterator[nn.Module]:
         for name, module in replaced.items():
             put(network, name, module)
         network._forward_hooks = hooks
-
-
-def _to_onnx(network: nn.Module, input_data: Any, path: Path, **names: Any) -> None:
-    arguments = input_data if isinstance(input_data, tuple) else (input_data,)
-    for opset in OPSETS:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the exporter; what matters raises
-                torch.onnx.export(
-                    network,
-                    arguments,
-                    str(path),
-                    dynamo=False,
-                    opset_version=opset,
-                    # as the modules are: "eval" would fold batch norms in torch's arithmetic
-                    training=torch.onnx.TrainingMode.PRESERVE,
-                    **names,
-                )
-            return
-        except torch.onnx.errors.UnsupportedOperatorError as e:
-            if opset == OPSETS[-1]:
-                raise RuntimeError(f"The model cannot export to onnx, exception is: {e}") from e
-        except Exception as e:
-            raise RuntimeError(f"The model cannot export to onnx, exception is: {e}") from e
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -135,7 +110,7 @@ def save_quant_retrain_model(
                     "The config_file is inconsistent with the config_file input by the "
                     "create_quant_retrain_model or restore_quant_retrain_model interface!"
                 )
-            _to_onnx(network, input_data, path, **names)
+            to_onnx(network, input_data, path, OPSETS, **names)
         _export(path, config_file, record_file, save_path)
 
 
