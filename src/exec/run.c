@@ -454,7 +454,7 @@ static void forget_varints(const run *r, qf_part p, qf_range range)
 {
     const qf_span *span = span_of(r, p);
     int32_t type = p.kind == QF_PART_JOB ? job_of(r, p)->data_type : copy_of(r, p)->data_type;
-    qf_range bytes = qf_varint_index_bytes(index_of(r, p), span, qf_dtype_bits(type) / 8, range);
+    qf_range bytes = qf_varint_index_bytes(index_of(r, p), span, qf_varint_width(type), range);
     advise(r, span, bytes, MADV_DONTNEED);
 }
 

@@ -649,3 +649,34 @@ def test_nothing_to_take(quantfold, tmp_path):
         in export(quantfold, tmp_path, model, expect=1)["findings"][0]["message"]
     )
     export(quantfold, tmp_path, model, "--from", "qdq", expect=1)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "uint4"])
+@pytest.mark.parametrize("trans_b", [0, 1])
+@pytest.mark.parametrize("stored", ["raw", "int32_data"])
+def test_large_integers(quantfold, tmp_path, kind, trans_b, stored):
+    """Weights of many blocks: every integer arrives, turned where transB asks it, packed if 4 bits."""
+    shape = (1501, 1202) if trans_b else (1202, 1501)
+    low, high = KINDS[kind][2:]
+    q = np.random.default_rng(3).integers(low, high + 1, shape)
+    net = Net(opset=21, ir_version=10)
+    x = pair(net, net.input("x", random(2, 1202)), "in", Activation())
+    tensor_of = integers(q, kind, "w")
+    if stored == "int32_data":
+        raw = np.frombuffer(tensor_of.raw_data, np.uint8 if kind != "int8" else np.int8)
+        tensor_of.ClearField("raw_data")
+        tensor_of.int32_data.extend(raw.astype(int).tolist())
+    net.tensor(tensor_of)
+    scale = net.weight("s", np.full(1501, 0.01, F32))
+    zero = net.tensor(integers(np.full(1501, middle(kind)), kind, "z"))
+    w = net.op("DequantizeLinear", ["w", scale, zero], "wdq", axis=0 if trans_b else 1)
+    model = finish(net, net.op("Gemm", [x, w], "g", transB=trans_b))
+    export(quantfold, tmp_path, model)
+    wanted = (q.T if trans_b else q) - middle(kind)
+    made = numpy_helper.to_array(tensor(deploy(tmp_path), "w")).astype(int)
+    if kind.endswith("int4"):  # pairs of rows share a byte, the first in the low half
+        made = np.stack([made & 15, made >> 4 & 15], 1).reshape(1202, 1501)
+        made = (made ^ 8) - 8
+    assert np.array_equal(made, wanted)
+    fake = onnx.load(tmp_path / FAKE)
+    assert np.array_equal(numpy_helper.to_array(tensor(fake, "w")).astype(int), wanted)
