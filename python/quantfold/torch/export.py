@@ -38,3 +38,23 @@ def to_onnx(
                 raise RuntimeError(f"The model cannot export to onnx, exception is: {e}") from e
         except Exception as e:
             raise RuntimeError(f"The model cannot export to onnx, exception is: {e}") from e
+
+
+def graph_to_onnx(graph: torch.fx.GraphModule, input_data: Any, path: Path) -> None:
+    """The same of a graph that torch.export made, by the exporter for those; weights go to a file
+    beside `path`."""
+    arguments = input_data if isinstance(input_data, tuple) else (input_data,)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                graph,
+                arguments,
+                str(path),
+                dynamo=True,
+                external_data=True,
+                opset_version=18,
+                verbose=False,
+            )
+    except Exception as e:
+        raise RuntimeError(f"The model cannot export to onnx, exception is: {e}") from e

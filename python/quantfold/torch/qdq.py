@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import ExportReport, export
-from .export import to_onnx
+from .export import graph_to_onnx, to_onnx
 from .layers import evaluating
 from .params import (
     check_dynamic_axes,
@@ -65,20 +66,23 @@ def save_quantized_model(
     on_unsupported: str = "error",
 ) -> ExportReport:
     """Writes <save_path>_deploy_model.onnx and <save_path>_fake_quant_model.onnx of a model that torch.ao
-    quantized; scales are those of its fake-quantize modules. `on_unsupported`: "float" leaves layers
-    that the deploy format cannot express in float."""
+    or torchao quantized; scales are the model's own. `on_unsupported`: "float" leaves layers that the
+    deploy format cannot express in float."""
     check_input_data(input_data)
     check_tensor_names(input_names, "input_names")
     check_tensor_names(output_names, "output_names")
     check_dynamic_axes(dynamic_axes)
     check_save_path(save_path)
-    names = {
+    names: dict[str, Any] = {
         "input_names": input_names,
         "output_names": output_names,
         "dynamic_axes": dynamic_axes,
     }
     with tempfile.TemporaryDirectory(prefix="quantfold-") as folder:
         path = Path(folder, "model.onnx")
+        if isinstance(model, torch.fx.GraphModule):
+            graph_to_onnx(model, input_data, path)
+            return export(path, save_path, source="qdq", on_unsupported=on_unsupported, **names)
         with evaluating(model), _exportable(model):
             to_onnx(model, input_data, path, (17,), **names)
         return export(path, save_path, source="qdq", on_unsupported=on_unsupported)

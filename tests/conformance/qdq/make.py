@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the .onnx files beside it: what torch.ao writes for a small network after a few steps of
-quantization-aware training, by its TorchScript exporter. Run with torch 2.13; the files are committed,
-so that tests need no torch. (The exporter by torch.export does not know FakeQuantize modules, and
-torch.ao has no PT2E any more.)
+quantization-aware training, by its TorchScript exporter, and what torchao's PT2E does, by the exporter
+of torch.export. Run with torch 2.13 and torchao 0.18; the files are committed, so that tests need
+neither.
 
     python tests/conformance/qdq/make.py
 """
@@ -79,8 +79,41 @@ def save(net: nn.Module, name: str, opset: int) -> None:
     )
 
 
+class Plain(nn.Module):
+    """Without stubs: PT2E finds its own places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8 * 16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.conv2(x)) + x
+        return self.fc(nn.functional.max_pool2d(x, 2).flatten(1))
+
+
+def pt2e() -> nn.Module:
+    """Trained quantized by torchao, and converted."""
+    from torchao.quantization.pt2e import move_exported_model_to_eval
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    torch.manual_seed(1)
+    graph = torch.export.export(Plain().train(), (torch.randn(2, 3, 8, 8),)).module()
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
+    graph = prepare_qat_pt2e(graph, quantizer)
+    for _ in range(3):
+        graph(torch.randn(2, 3, 8, 8))
+    move_exported_model_to_eval(graph)
+    return convert_pt2e(graph)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
+    data, out = (torch.randn(2, 3, 8, 8),), HERE / "pt2e_qat.onnx"
+    torch.onnx.export(pt2e(), data, out, dynamo=True, external_data=False, opset_version=18)
     save(trained(qconfig(True, False), False), "eager_qat_uint8_tensor", 13)
     save(trained(qconfig(False, True), False), "eager_qat_int8_channel", 17)
     save(trained(qconfig(True, True), True), "eager_qat_fused_batch_norm", 17)

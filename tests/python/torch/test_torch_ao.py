@@ -59,6 +59,21 @@ def test_eager(tmp_path, name, converted, fuse):
     assert sqnr_db(wanted, ours) >= 35 and np.abs(wanted - ours).max() <= 0.1 * np.abs(wanted).max()
 
 
+def test_pt2e(tmp_path):
+    """A graph that torchao's PT2E trained and converted, by the exporter of torch.export."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    model = make.pt2e()
+    torch.manual_seed(8)
+    data = torch.randn(2, 3, 8, 8)
+    report = amct.save_quantized_model(model, str(tmp_path / "m"), data, ["x"], ["y"])
+    assert len(report.layers) == 3
+    with torch.no_grad():
+        wanted = model(data).numpy()
+    (ours,) = run_model(tmp_path / "m_fake_quant_model.onnx", {"x": data.numpy()})
+    assert sqnr_db(wanted, ours) >= 40
+
+
 def test_float_model(tmp_path):
     """Nothing is quantized: it says so."""
     with pytest.raises(ValueError, match="no QuantizeLinear"):
