@@ -2,10 +2,12 @@
 /* What a model holds, for `quantfold inspect`. */
 #include "quant/inspect.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "passes/passes.h"
+#include "quant/qdq.h"
 
 struct qf_layer_scan {
     qf_arena arena;
@@ -64,19 +66,37 @@ static bool describe(qf_layer_scan *scan, const qf_model *model, const Onnx__Mod
     return info->producer_name && info->producer_version && info->graph_name;
 }
 
-static qf_layer_candidate candidate(qf_arena *arena, const qf_node *node, unsigned flags)
+/* A layer of a QDQ model is probed as it will be once Q and DQ are absorbed: its weight is the
+ * constant behind them. What is wrong with the data itself is told by an export. */
+static qf_status probe_qdq(const qf_qdq *q, const qf_node *node, qf_probe *probe,
+                           const qf_value **source, qf_error *err)
 {
-    qf_probe probe;
-    qf_layer_probe(node, flags, &probe);
-    const Onnx__TensorProto *w = probe.weight;
-    const qf_value *source = qf_value_source(probe.weight_value);
+    qf_qdq_layer layer;
+    qf_status status = qf_qdq_layer_read(q, node, &layer, err);
+    if (status != QF_OK)
+        return status == QF_ERR_INPUT ? QF_OK : status;
+    if (!layer.quantized || !layer.weight.tensor)
+        return QF_OK;
+    probe->weight = layer.weight.tensor;
+    probe->channels = layer.scale_w_count ? layer.scale_w_count : 1;
+    probe->quantizable = !layer.problem[0];
+    *source = layer.weight.source;
+    snprintf(probe->reason, sizeof probe->reason, "%.*s", (int)sizeof probe->reason - 1,
+             layer.problem);
+    return QF_OK;
+}
+
+static qf_layer_candidate describe_layer(qf_arena *arena, const qf_node *node,
+                                         const qf_probe *probe, const qf_value *source)
+{
+    const Onnx__TensorProto *w = probe->weight;
     qf_layer_candidate c = {.name = qf_arena_strdup(arena, node->name),
-                            .op_type = qf_op_name(probe.op),
+                            .op_type = qf_op_name(probe->op),
                             .weight = w && source ? qf_arena_strdup(arena, source->name) : "",
                             .dtype = w ? qf_dtype_name(w->data_type) : "",
-                            .channels = probe.channels,
-                            .quantizable = probe.quantizable,
-                            .reason = *probe.reason ? qf_arena_strdup(arena, probe.reason) : ""};
+                            .channels = probe->channels,
+                            .quantizable = probe->quantizable,
+                            .reason = *probe->reason ? qf_arena_strdup(arena, probe->reason) : ""};
     c.rank = w ? (w->n_dims < 8 ? w->n_dims : 8) : 0;
     if (c.rank)
         memcpy(c.dims, w->dims, c.rank * sizeof *c.dims);
@@ -91,6 +111,7 @@ static bool is_candidate(const qf_node *node)
 static qf_status collect(qf_layer_scan *scan, const qf_plan *plan, const qf_ir *ir, qf_error *err)
 {
     size_t count = 0;
+    const qf_qdq q = {&plan->model->payloads, ir->arena, plan->model->files[0].path};
     for (size_t i = 0; i < ir->node_count; i++)
         count += is_candidate(ir->by_id[i]);
     scan->items = qf_arena_array(&scan->arena, count, sizeof *scan->items);
@@ -100,7 +121,13 @@ static qf_status collect(qf_layer_scan *scan, const qf_plan *plan, const qf_ir *
         const qf_node *node = ir->by_id[i];
         if (!is_candidate(node))
             continue;
-        qf_layer_candidate c = candidate(&scan->arena, node, qf_plan_flags(plan, node->name));
+        qf_probe probe;
+        qf_layer_probe(node, qf_plan_flags(plan, node->name), &probe);
+        const qf_value *source = qf_value_source(probe.weight_value);
+        qf_status status = probe.weight ? QF_OK : probe_qdq(&q, node, &probe, &source, err);
+        if (status != QF_OK)
+            return status;
+        qf_layer_candidate c = describe_layer(&scan->arena, node, &probe, source);
         if (!c.name || !c.weight || !c.reason)
             return qf_fail_memory(err);
         scan->items[scan->count++] = c;

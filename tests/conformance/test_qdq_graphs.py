@@ -680,3 +680,18 @@ def test_large_integers(quantfold, tmp_path, kind, trans_b, stored):
     assert np.array_equal(made, wanted)
     fake = onnx.load(tmp_path / FAKE)
     assert np.array_equal(numpy_helper.to_array(tensor(fake, "w")).astype(int), wanted)
+
+
+def test_inspect(quantfold, tmp_path):
+    """Layers of a QDQ model with their weights and scales; why one cannot be expressed."""
+    net, model = two_convs(Activation(), Weights("uint8"), 17)
+    onnx.save(model, tmp_path / "q.onnx")
+    layers = json.loads(quantfold("inspect", tmp_path / "q.onnx", "--json").out)["layers"]
+    assert [(l["name"], l["weight"], l["dtype"]) for l in layers] == [
+        ("c1", "w1", "uint8"),
+        ("c2", "w2", "uint8"),
+    ]
+    assert all(l["quantizable"] for l in layers) and layers[1]["channels"] == 6
+    net, model = two_convs(Activation(), Weights("uint8", 0, True, 3), 17)
+    onnx.save(model, tmp_path / "q.onnx")
+    assert "zero point 3" in quantfold("inspect", tmp_path / "q.onnx").out
