@@ -164,7 +164,7 @@ static qf_status find(qf_extent *e, const matrix *m, const qf_file *sources, int
             if (total > PIECE)
                 let_go(m, sources, first, n);
         }
-#pragma omp critical(qf_extent_merge)
+#pragma omp critical /* a name would be a symbol of the library */
         if (memory)
             merge(e, w.min, w.max);
         worker_release(&w);
