@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from ctypes import byref, c_char_p, c_size_t, c_void_p
@@ -211,8 +212,11 @@ def _axes(axes: DynamicAxes | None) -> tuple[Any, int]:
 
 
 class _Watcher:
-    """Turns a Python progress function into the C callback. What it raises, KeyboardInterrupt
-    included, cancels the export and is raised again by the caller."""
+    """Runs an export and turns a Python progress function into the C callback. What the function
+    raises cancels the export and is raised again.
+
+    The main thread lets another one call C and waits: signals are looked for there alone, between
+    instructions of Python, and one that is looked for as a callback begins would be lost."""
 
     def __init__(self, progress: Progress | None):
         self.progress = progress
@@ -220,13 +224,39 @@ class _Watcher:
         self.callback = c.ProgressFn(self.step)
 
     def step(self, done: int, total: int, tensor: bytes | None, _user: object) -> bool:
+        if self.raised is not None:
+            return False
         try:
-            if self.progress is None:
-                return True  # having come here, the interpreter has looked for signals
-            return self.progress(done, total, _text(tensor)) is not False
+            return self.progress is None or self.progress(done, total, _text(tensor)) is not False
         except BaseException as e:
             self.raised = e
             return False
+
+    def run(self, call: Callable[[], int]) -> int:
+        """Calls C, and returns its status unless something was raised meanwhile."""
+        if threading.current_thread() is threading.main_thread():
+            status = self._wait_for(call)
+        else:
+            status = call()
+        if self.raised is not None:
+            raise self.raised
+        return status
+
+    def _wait_for(self, call: Callable[[], int]) -> int:
+        results: list[int] = []
+        done = threading.Event()
+
+        def work() -> None:
+            results.append(call())
+            done.set()
+
+        threading.Thread(target=work, name="quantfold").start()
+        while not done.is_set():
+            try:
+                done.wait()
+            except BaseException as e:
+                self.raised = self.raised or e
+        return results[0]
 
 
 @contextmanager
@@ -338,8 +368,8 @@ def export(
 
     Without `record`, the model's QuantizeLinear and DequantizeLinear nodes tell the scales. The
     options are those of `quantfold export`. `progress`: True for a bar (tqdm), or a function of
-    bytes done, bytes in all and a tensor's name that may return False to cancel. Other threads run
-    meanwhile. Raises a QuantfoldError; what was found before is in its `diagnostics`.
+    bytes done, bytes in all and a tensor's name that may return False to cancel; it is called from a
+    thread of its own. Other threads run meanwhile. Raises a QuantfoldError; what was found before is in its `diagnostics`.
     """
     fields: dict[str, Any] = {
         "emit": _choice("emit", emit, _EMIT),
@@ -366,12 +396,11 @@ def export(
         if dry_run:
             return ExportReport(**described)
         report, error = c_void_p(), c.Error()
-        status = findings.lib.qf_export(plan, byref(report), byref(error))
-        if watcher.raised is not None:
-            findings.lib.qf_report_free(report)
-            raise watcher.raised
+        try:
+            status = watcher.run(lambda: findings.lib.qf_export(plan, byref(report), byref(error)))
+        finally:
+            stack.callback(findings.lib.qf_report_free, report)
         findings.check(status, error)
-        stack.callback(findings.lib.qf_report_free, report)
         totals = findings.lib.qf_report_get(report)
         return ExportReport(
             **described,

@@ -298,10 +298,13 @@ static qf_status read_activation(reader *r, size_t input, const char *what, qf_q
     return QF_OK;
 }
 
-/* Follows a weight's input to its constant; false if there is no DQ on the way. */
-static bool find_weight(qf_value *value, qf_qdq_weight *w, const qf_node **dq, bool *turned_behind)
+/* Follows a weight's input to its constant; false if there is no DQ on the way. *clip: a Clip of
+ * the integers, as Brevitas writes for its narrow range; NULL if there is none. */
+static bool find_weight(qf_value *value, qf_qdq_weight *w, const qf_node **dq, const qf_node **clip,
+                        bool *turned_behind)
 {
     *dq = NULL;
+    *clip = NULL;
     *turned_behind = false;
     for (int i = 0; value && value->producer && i < 16; i++) {
         qf_node *node = value->producer;
@@ -313,6 +316,8 @@ static bool find_weight(qf_value *value, qf_qdq_weight *w, const qf_node **dq, b
             *turned_behind = *dq == NULL;
         } else if (qf_is_dequantize(node) && !*dq) {
             *dq = node;
+        } else if (qf_node_is(node, "Clip") && *dq && !*clip) {
+            *clip = node;
         } else if (!qf_node_is(node, "Identity") && !(qf_is_quantize(node) && *dq)) {
             break;
         }
@@ -402,13 +407,74 @@ static void check_transpose(reader *r, const qf_qdq_weight *w)
         refuse(r, "its weight is behind a Transpose of other than two dimensions");
 }
 
+static qf_status read_bound(reader *r, const qf_node *clip, size_t input, double *bound)
+{
+    qf_value *value = input < clip->input_count ? clip->inputs[input] : NULL;
+    const Onnx__TensorProto *tensor = value ? qf_value_constant(value) : NULL;
+    qf_constant constant = {0};
+    const char *why = NULL;
+    if (!value)
+        return QF_OK; /* there is no bound on this side */
+    qf_status status = tensor ? qf_constant_read(tensor, r->q->payloads, r->q->path, r->q->arena,
+                                                 &constant, &why, r->err)
+                              : QF_OK;
+    if (constant.count == 1)
+        *bound = constant.values[0];
+    else
+        refuse(r, "its weight is clipped to bounds that are not constant");
+    return status;
+}
+
+/* Whether every integer of a constant is within bounds, which are in the signed domain. */
+static qf_status find_outside(reader *r, const Onnx__TensorProto *tensor, double lo, double hi,
+                              bool *outside)
+{
+    enum { CHUNK = 4096 };
+    size_t at = qf_tensor_payload(tensor);
+    const qf_payload *p = at < r->q->payloads->count ? &r->q->payloads->items[at] : NULL;
+    uint64_t count;
+    *outside = !p || p->kind != QF_PAYLOAD_SPAN || qf_constant_check(tensor, p, &count) != NULL;
+    if (*outside)
+        return QF_OK;
+    qf_varint_index index;
+    qf_status status =
+        qf_varint_index_build(&p->span, qf_varint_count(tensor->data_type, count), r->q->path,
+                              tensor->name ? tensor->name : "", &index, r->err);
+    for (uint64_t i = 0; status == QF_OK && i < count && !*outside; i += CHUNK) {
+        int8_t q[CHUNK];
+        size_t n = count - i < CHUNK ? (size_t)(count - i) : CHUNK;
+        qf_source_ints(&p->span, &index, tensor->data_type, i, n, q);
+        for (size_t k = 0; k < n; k++)
+            *outside |= q[k] < lo || q[k] > hi;
+    }
+    qf_varint_index_release(&index);
+    return status;
+}
+
+/* A Clip of integers that are within its bounds already does nothing. */
+static qf_status check_clip(reader *r, const qf_qdq_weight *w, const qf_node *clip)
+{
+    const qf_quantizer *z = &w->quantizer;
+    double middle = qf_dtype_is_unsigned(z->data_type) ? (double)(1 << (z->bits - 1)) : 0;
+    double lo = -HUGE_VAL, hi = HUGE_VAL;
+    bool outside = true;
+    qf_status status = read_bound(r, clip, 1, &lo);
+    if (status == QF_OK)
+        status = read_bound(r, clip, 2, &hi);
+    if (status == QF_OK && w->integers && !refused(r))
+        status = find_outside(r, w->tensor, lo - middle, hi - middle, &outside);
+    if (status == QF_OK && outside)
+        refuse(r, "its weight is clipped to a narrower range of integers than it has");
+    return status;
+}
+
 static qf_status read_weight(reader *r, size_t input, qf_qdq_weight *w, bool *found)
 {
-    const qf_node *dq;
+    const qf_node *dq, *clip;
     bool turned_behind;
     const char *why;
     *found = input < r->node->input_count && r->node->inputs[input] &&
-             find_weight(r->node->inputs[input], w, &dq, &turned_behind) && w->tensor;
+             find_weight(r->node->inputs[input], w, &dq, &clip, &turned_behind) && w->tensor;
     if (!*found)
         return QF_OK;
     const qf_node *quantize = quantize_before(dq);
@@ -434,7 +500,7 @@ static qf_status read_weight(reader *r, size_t input, qf_qdq_weight *w, bool *fo
     check_transpose(r, w);
     check_axis(r, w, turned_behind);
     check_integers(r, w);
-    return QF_OK;
+    return clip && !refused(r) ? check_clip(r, w, clip) : QF_OK;
 }
 
 /* ---- a record's scales ---- */

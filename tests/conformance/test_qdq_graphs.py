@@ -682,6 +682,28 @@ def test_large_integers(quantfold, tmp_path, kind, trans_b, stored):
     assert np.array_equal(numpy_helper.to_array(tensor(fake, "w")).astype(int), wanted)
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4"])
+@pytest.mark.parametrize("bound", [0, 1])
+def test_clipped_weights(quantfold, tmp_path, kind, bound):
+    """Brevitas clips integers that are in range already; a Clip that would do something is told."""
+    net, model = two_convs(Activation(), Weights(kind), 21)
+    low, high = KINDS[kind][2:]
+    low += 1  # the weights' narrow range
+    names = [("low", low), ("high", high - bound)]
+    model.graph.initializer.extend(integers(v, kind, n) for n, v in names)
+    at = next(i for i, n in enumerate(model.graph.node) if n.name == "w1_dq")
+    clip = helper.make_node("Clip", ["w1", "low", "high"], ["w1_clipped"], "w1_clip")
+    model.graph.node[at].input[0] = "w1_clipped"
+    model.graph.node.insert(at, clip)
+    if bound:
+        findings = export(quantfold, tmp_path, model, expect=1)["findings"]
+        assert findings[0]["item"] == "c1" and "narrower range" in findings[0]["message"]
+    elif kind == "int4":  # onnxruntime has no Clip of int4
+        export(quantfold, tmp_path, model)
+    else:
+        assert_agrees(quantfold, tmp_path, net, model, 2)
+
+
 def test_inspect(quantfold, tmp_path):
     """Layers of a QDQ model with their weights and scales; why one cannot be expressed."""
     net, model = two_convs(Activation(), Weights("uint8"), 17)

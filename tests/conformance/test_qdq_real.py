@@ -241,8 +241,8 @@ TORCH = sorted((Path(__file__).parent / "qdq").glob("*.onnx"))
 
 
 @pytest.mark.parametrize("path", TORCH, ids=lambda p: p.stem)
-def test_torch_qat(quantfold, tmp_path, capsys, path):
-    """What torch.ao's quantization-aware training writes (qdq/make.py made the files)."""
+def test_trained_by_others(quantfold, tmp_path, capsys, path):
+    """What quantization-aware training in PyTorch writes (qdq/make.py made the files)."""
     (tmp_path / "q.onnx").write_bytes(path.read_bytes())
     qdq = tmp_path / "q.onnx"
     result = quantfold("export", "--model", qdq, "--save-path", tmp_path / "m", "--json", "--quiet")

@@ -221,15 +221,42 @@ except KeyboardInterrupt:
 """
 
 
-def test_keyboard_interrupt(large, tmp_path):
-    """Ctrl-C ends the export with KeyboardInterrupt and without leavings."""
+FROM_OUTSIDE = """
+import os, signal, sys, threading, time
+import quantfold as qf
+def interrupt():
+    while not any(os.scandir(sys.argv[4])):  # until it writes
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    qf.export(sys.argv[1], sys.argv[3], record=sys.argv[2], threads=1)
+except KeyboardInterrupt:
+    sys.exit(42)
+"""
+
+
+@pytest.mark.parametrize("program", [INTERRUPTED, FROM_OUTSIDE], ids=["inside", "outside"])
+def test_keyboard_interrupt(large, tmp_path, program):
+    """Ctrl-C ends the export with KeyboardInterrupt and without leavings, whether it comes while the
+    progress function runs or while C does."""
+    (tmp_path / "out").mkdir()
     run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, large[0], large[1], tmp_path / "out" / "m"],
+        [
+            sys.executable,
+            "-c",
+            program,
+            large[0],
+            large[1],
+            tmp_path / "out" / "m",
+            tmp_path / "out",
+        ],
         env={**__import__("os").environ, "PYTHONPATH": str(Path(qf.__file__).parents[1])},
         timeout=60,
     )
     assert run.returncode == 42
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    # nothing, or all if it came at the very end
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) in ([], [DEPLOY, FAKE])
 
 
 def test_no_library(tmp_path):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the .onnx files beside it: what torch.ao writes for a small network after a few steps of
-quantization-aware training, by its TorchScript exporter, and what torchao's PT2E does, by the exporter
-of torch.export. Run with torch 2.13 and torchao 0.18; the files are committed, so that tests need
-neither.
+quantization-aware training, by its TorchScript exporter, what torchao's PT2E does, by the exporter of
+torch.export, and what Brevitas exports. Run with torch 2.13, torchao 0.18 and Brevitas 0.13; the files
+are committed, so that tests need none of them.
 
     python tests/conformance/qdq/make.py
 """
@@ -110,10 +110,36 @@ def pt2e() -> nn.Module:
     return convert_pt2e(graph)
 
 
+def brevitas(path: Path) -> None:
+    """int8 weights per channel and clipped, int8 and uint8 activations, int32 biases."""
+    from brevitas import nn as qnn
+    from brevitas import quant
+    from brevitas.export import export_onnx_qcdq
+
+    torch.manual_seed(1)
+    layer = {"weight_quant": quant.Int8WeightPerChannelFloat, "bias_quant": quant.Int32Bias}
+    unsigned = {"act_quant": quant.Uint8ActPerTensorFloat, "return_quant_tensor": True}
+    net = nn.Sequential(
+        qnn.QuantIdentity(act_quant=quant.Int8ActPerTensorFloat, return_quant_tensor=True),
+        qnn.QuantConv2d(3, 8, 3, padding=1, return_quant_tensor=True, **layer),
+        qnn.QuantReLU(**unsigned),
+        qnn.QuantConv2d(8, 8, 3, padding=1, stride=2, return_quant_tensor=True, **layer),
+        qnn.QuantReLU(**unsigned),
+        nn.Flatten(),
+        qnn.QuantLinear(8 * 16, 10, bias=True, **layer),
+    ).train()
+    for _ in range(3):
+        net(torch.randn(8, 3, 8, 8))
+    export_onnx_qcdq(
+        net.eval(), args=torch.randn(2, 3, 8, 8), export_path=path, opset_version=17, dynamo=False
+    )
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     data, out = (torch.randn(2, 3, 8, 8),), HERE / "pt2e_qat.onnx"
     torch.onnx.export(pt2e(), data, out, dynamo=True, external_data=False, opset_version=18)
+    brevitas(HERE / "brevitas_int8_channel.onnx")
     save(trained(qconfig(True, False), False), "eager_qat_uint8_tensor", 13)
     save(trained(qconfig(False, True), False), "eager_qat_int8_channel", 17)
     save(trained(qconfig(True, True), True), "eager_qat_fused_batch_norm", 17)
