@@ -1,19 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* An AscendQuant in front of each layer (facts 4.1). For average pooling behind a Pad of its own it
  * goes before the Pad, so that padding happens in the quantized domain. */
-#include <stdio.h>
 #include <string.h>
 
 #include "passes/passes.h"
+#include "quant/record.h"
 
 /* The fake_quant model's nodes are made from the tag. */
 static bool set_attributes(qf_ir *ir, qf_node *quant, qf_quant_tag tag)
 {
-    char type[8];
-    snprintf(type, sizeof type, "INT%d", tag.bits);
     return qf_node_set_float(ir, quant, "scale", 1.0f / tag.scale_d) &&
            qf_node_set_float(ir, quant, "offset", (float)tag.offset) &&
-           qf_node_set_string(ir, quant, "dst_type", type);
+           qf_node_set_string(ir, quant, "dst_type", qf_type_name(tag.bits));
 }
 
 qf_node *qf_pass_add_quant(qf_pass *p, const char *name, qf_quant_tag tag, qf_node *node,

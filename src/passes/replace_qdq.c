@@ -4,11 +4,9 @@
  * AscendQuant and AscendAntiQuant in the deploy model, their arithmetic in fake_quant. The
  * AscendQuant is one with those of layers that read the same tensor in the same way (fuse_quant.c).
  */
-#include <stdio.h>
-#include <string.h>
-
 #include "passes/passes.h"
 #include "quant/qdq.h"
+#include "quant/record.h"
 
 typedef struct replacer {
     qf_pass *p;
@@ -34,18 +32,13 @@ static qf_status find_pair(replacer *r, const qf_node *dq, qf_node **quantize, q
     return status;
 }
 
-static const char *type_name(int bits)
-{
-    return bits == 4 ? "INT4" : bits == 8 ? "INT8" : "INT16";
-}
-
 /* deploy: the reference's node; ATC negates the offset when it reads it. */
 static bool become_anti_quant(qf_pass *p, qf_node *node, const qf_quantizer *z)
 {
     node->proto->op_type = qf_arena_strdup(p->ir->arena, "AscendAntiQuant");
     return node->proto->op_type && qf_node_set_float(p->ir, node, "scale", z->scales[0]) &&
            qf_node_set_float(p->ir, node, "offset", (float)z->zeros[0]) &&
-           qf_node_set_string(p->ir, node, "dst_type", type_name(z->bits));
+           qf_node_set_string(p->ir, node, "dst_type", qf_type_name(z->bits));
 }
 
 /* fake_quant: AscendQuant's expansion has subtracted the offset already. */
@@ -100,8 +93,8 @@ static bool replace(qf_pass *p, qf_node *dq, qf_node *quantize, const qf_quantiz
     qf_value *read = dq->inputs[0];
     const char *name = qf_pass_name(p, quantize->name, "quant");
     const char *anti = qf_pass_name(p, quantize->name, "anti_quant");
-    qf_quant_tag tag = {quantize->name, z->scales[0],       z->zeros[0],
-                        z->bits,        type_name(z->bits), z->float_type};
+    qf_quant_tag tag = {quantize->name, z->scales[0],          z->zeros[0],
+                        z->bits,        qf_type_name(z->bits), z->float_type};
     if (!name || !anti || !qf_node_set_input(ir, dq, 0, quantize->inputs[0]) ||
         !qf_pass_add_quant(p, name, tag, dq, 0) || !strip(p, dq, anti) ||
         !(p->target == QF_DEPLOY ? become_anti_quant : become_mul)(p, dq, z))

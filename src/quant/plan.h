@@ -4,8 +4,8 @@
  * written. Made in this order, each step in a file of its own:
  *
  *   prepare.c   one graph for both targets: markers removed, inputs and outputs renamed, records
- *               matched to nodes (match.c), batch norms folded
- *   layers.c    each record becomes a qf_layer: field rules of facts 1.4, bits, scales
+ *               matched to nodes (match.c), Q and DQ absorbed (qdq.c reads them), batch norms
+ * folded layers.c    each record becomes a qf_layer: field rules of facts 1.4, bits, scales
  *   tensors.c   reading a layer's constants; weights.c makes jobs of its weights, bias.c numbers
  *               of its bias
  *   consistency.c  config against record and model

@@ -19,18 +19,6 @@ typedef struct builder {
     size_t count;
 } builder;
 
-static char *type_name(int bits)
-{
-    switch (bits) {
-    case 4:
-        return qf_borrow("INT4");
-    case 8:
-        return qf_borrow("INT8");
-    default:
-        return qf_borrow("INT16");
-    }
-}
-
 static bool set_weight_scales(qf_arena *arena, const qf_qdq_layer *layer, record_value *v)
 {
     v->scale_w = layer->scale_w;
@@ -65,8 +53,8 @@ static bool add_entry(builder *b, const qf_node *node, const qf_qdq_layer *layer
     v->has_scale_d = v->has_offset_d = true;
     v->scale_d = layer->activation.scales[0];
     v->offset_d = layer->activation.zeros[0];
-    v->act_type = type_name(layer->activation.bits);
-    v->wts_type = type_name(layer->wts_bits);
+    v->act_type = qf_borrow(qf_type_name(layer->activation.bits));
+    v->wts_type = qf_borrow(qf_type_name(layer->wts_bits));
     if (qf_op_of(node) == QF_OP_CONV && has_batch_norm(node))
         v->has_skip_fusion = v->skip_fusion = true;
     if (qf_op_is_rnn(qf_op_of(node))) {

@@ -118,6 +118,11 @@ qf_status qf_record_open(const char *path, qf_record **out, qf_error *err)
     return QF_OK;
 }
 
+const char *qf_type_name(int bits)
+{
+    return bits == 4 ? "INT4" : bits == 8 ? "INT8" : "INT16";
+}
+
 qf_status qf_record_wrap(const char *name, AMCTPytorchProto__ScaleOffsetRecord *message,
                          qf_record **out, qf_error *err)
 {

@@ -19,6 +19,9 @@
  * count; no field has a default. Strings are valid UTF-8. */
 const AMCTPytorchProto__ScaleOffsetRecord *qf_record_message(const qf_record *record);
 
+/* How records call a number of bits: "INT4", "INT8" or "INT16". */
+const char *qf_type_name(int bits);
+
 /* A record that was not read from a text. `message` is the caller's, who may go on filling it in,
  * and must live as long. `name` stands for the file name in messages. */
 qf_status qf_record_wrap(const char *name, AMCTPytorchProto__ScaleOffsetRecord *message,

@@ -32,11 +32,6 @@ typedef struct computer {
 
 /* ---- the provisional record ---- */
 
-static char *type_name(int bits)
-{
-    return qf_borrow(bits == 4 ? "INT4" : bits == 8 ? "INT8" : "INT16");
-}
-
 static bool set_ones(qf_arena *arena, size_t n, float **scales, size_t *n_scales, int32_t **offsets,
                      size_t *n_offsets)
 {
@@ -68,8 +63,8 @@ static record_entry *new_entry(computer *c, const qf_config_layer *layer)
     entry->value = v;
     v->has_scale_d = v->has_offset_d = true;
     v->scale_d = 1;
-    v->act_type = type_name(layer->act_bits);
-    v->wts_type = type_name(layer->wts_bits);
+    v->act_type = qf_borrow(qf_type_name(layer->act_bits));
+    v->wts_type = qf_borrow(qf_type_name(layer->wts_bits));
     if (qf_config_force_fp16(c->config))
         v->fakequant_precision_mode = qf_borrow("FORCE_FP16_QUANT");
     return set_weight_ones(arena, v, 1, false) ? entry : NULL;

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from quantfold.torch import params
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import quantfold.torch as amct  # noqa: E402
+from quantfold.torch import params  # noqa: E402
 
 
 @params.typed(config_file=str, model=torch.nn.Module, names=list | None)
@@ -113,3 +115,44 @@ def test_bad_dynamic_axes(axes):
 def test_negative_axis(axes):
     with pytest.raises(RuntimeError, match="dynamic_axes.*negative number"):
         params.check_dynamic_axes(axes)
+
+
+GOOD = {
+    "config_file": "c.json",
+    "model": torch.nn.ReLU(),
+    "record_file": "r.txt",
+    "save_path": "out/m",
+    "pth_file": "c.pth",
+    "input_data": torch.zeros(1),
+    "input_names": None,
+    "output_names": None,
+    "dynamic_axes": None,
+    "config_defination": None,
+    "state_dict_name": None,
+}
+FUNCTIONS = {
+    amct.create_quant_retrain_config: "config_file model input_data config_defination",
+    amct.create_quant_retrain_model: "config_file model record_file input_data",
+    amct.restore_quant_retrain_model: (
+        "config_file model record_file input_data pth_file state_dict_name"
+    ),
+    amct.save_quant_retrain_model: (
+        "config_file model record_file save_path input_data input_names output_names dynamic_axes"
+    ),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_functions(function):
+    """Every parameter of the four, in the reference's order; a wrong type, and a wrong name."""
+    names = FUNCTIONS[function].split()
+    assert list(function.__wrapped__.__code__.co_varnames[: len(names)]) == names
+    for name in names:
+        if name == "input_data":
+            continue
+        with pytest.raises(TypeError, match=name):
+            function(**{n: GOOD[n] for n in names} | {name: 3})
+    for name in {"config_file", "record_file"} & set(names):
+        for bad in ("", "folder/", "n" * 255):
+            with pytest.raises(ValueError, match=name):
+                function(**{n: GOOD[n] for n in names} | {name: bad})
