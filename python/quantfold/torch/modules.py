@@ -15,6 +15,7 @@ from .quantizers import (
     EPSILON,
     ArqWeight,
     UlqActivation,
+    UlqWeight,
     activation_scale,
     initial_clips,
     weight_scale,
@@ -77,6 +78,37 @@ class ActivationQuantizer(nn.Module):
         return cast(Tensor, UlqActivation.apply(x, *self.clips(), self.bits))  # type: ignore[no-untyped-call]
 
 
+class WeightQuantizer(nn.Module):
+    """Fake quantization of a weight, given as a row for each output channel, with a scale for each or
+    one for all: by ARQ from the extremes of the moment, by ULQ learned, from those of the first."""
+
+    started: Tensor
+
+    def __init__(self, config: dict[str, Any], channels: int):
+        super().__init__()
+        self.bits = bits_of(config)
+        self.channel_wise = bool(config["channel_wise"])
+        self.learned = config["algo"] == "ulq_retrain"
+        if self.learned:
+            self.scale = nn.Parameter(torch.ones(channels if self.channel_wise else 1))
+            self.register_buffer("started", torch.tensor(False))
+
+    def scales(self, rows: Tensor) -> Tensor:
+        if self.learned and bool(self.started):
+            return self.scale.clamp(min=EPSILON)
+        found = rows.detach() if self.channel_wise else rows.detach().reshape(1, -1)
+        return weight_scale(found, self.bits)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.learned and not bool(self.started):
+            with torch.no_grad():
+                self.scale.copy_(self.scales(rows))
+                self.started.fill_(True)
+        function = UlqWeight if self.learned else ArqWeight
+        scales = self.scales(rows).expand(rows.shape[0])
+        return cast(Tensor, function.apply(rows, scales, self.bits))  # type: ignore[no-untyped-call]
+
+
 class QuantizedLayer(nn.Module):
     """What all have in common. `module` is the float module; `owns_input`: no earlier layer with the
     same quantizer reads the same tensor."""
@@ -93,8 +125,6 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.name, self.config, self.recorder = name, config, recorder
         self.module, self.activation, self.owns_input = module, activation, owns_input
-        weight = config["retrain_weight_config"]
-        self.weight_bits, self.channel_wise = bits_of(weight), bool(weight["channel_wise"])
         self.recorded = False
 
     def common(self) -> dict[str, Any]:
@@ -130,6 +160,9 @@ class QuantizedWeight(QuantizedLayer):
     def __init__(self, *args: Any, batch_norm: nn.Module | None = None, batch_norm_name: str = ""):
         super().__init__(*args)
         self.batch_norm, self.batch_norm_name = batch_norm, batch_norm_name
+        if not isinstance(self.module, POOLS):
+            channels = self.rows(cast(Tensor, self.module.weight)).shape[0]
+            self.weight = WeightQuantizer(self.config["retrain_weight_config"], channels)
 
     def rows(self, weight: Tensor) -> Tensor:
         """A row for each output channel."""
@@ -146,14 +179,8 @@ class QuantizedWeight(QuantizedLayer):
         shape = (groups, weight.shape[1], weight.shape[0] // groups, *weight.shape[2:])
         return rows.reshape(shape).transpose(1, 2).reshape(weight.shape)
 
-    def scales(self, weight: Tensor) -> Tensor:
-        rows = self.rows(weight.detach())
-        return weight_scale(rows if self.channel_wise else rows.reshape(1, -1), self.weight_bits)
-
     def quantized(self, weight: Tensor) -> Tensor:
-        rows, scales = self.rows(weight), self.scales(weight)
-        fake = ArqWeight.apply(rows, scales.expand(rows.shape[0]), self.weight_bits)  # type: ignore[no-untyped-call]
-        return self.from_rows(fake, weight)
+        return self.from_rows(self.weight(self.rows(weight)), weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.owns_input and not self.activation.ready:
@@ -172,7 +199,8 @@ class QuantizedWeight(QuantizedLayer):
     def factors(self) -> dict[str, Any]:
         scales = torch.ones(1)
         if not isinstance(self.module, POOLS):
-            scales = self.scales(cast(Tensor, self.module.weight))
+            rows = self.rows(cast(Tensor, self.module.weight))
+            scales = self.weight.scales(rows).detach()
         bn = cast(Any, self.batch_norm)
         if bn is not None:
             factor = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
@@ -189,14 +217,9 @@ class QuantizedRnn(QuantizedLayer):
     def __init__(self, *args: Any, hidden: ActivationQuantizer):
         super().__init__(*args)
         self.hidden = hidden
-
-    def _weight(self, name: str) -> tuple[Tensor, Tensor]:
-        """Fake-quantized weight, and its scale or scales."""
-        weight = cast(Tensor, getattr(self.module, name))
-        rows = weight.detach() if self.channel_wise else weight.detach().reshape(1, -1)
-        scale = weight_scale(rows, self.weight_bits)
-        fake = ArqWeight.apply(weight, scale.expand(weight.shape[0]), self.weight_bits)  # type: ignore[no-untyped-call]
-        return fake, scale
+        channels = cast(Tensor, self.module.weight_ih_l0).shape[0]
+        weight = self.config["retrain_weight_config"]
+        self.weight, self.recurrence = (WeightQuantizer(weight, channels) for _ in range(2))
 
     def _calibrate(self, x: Tensor, hx: Any, h: Tensor) -> None:
         """The hidden state is seen at every step, as the float module makes it."""
@@ -218,7 +241,7 @@ class QuantizedRnn(QuantizedLayer):
         h, c = (hx[0], hx[1]) if lstm else (hx, hx)  # of a GRU, c goes along unused
         if not (self.activation.ready and self.hidden.ready):
             self._calibrate(x, hx, h)
-        weights = self._weight("weight_ih_l0")[0], self._weight("weight_hh_l0")[0]
+        weights = self.weight(module.weight_ih_l0), self.recurrence(module.weight_hh_l0)
         biases = (module.bias_ih_l0, module.bias_hh_l0) if module.bias else (None, None)
         h, c, made = h[0], c[0], []
         for step in self.activation(x).unbind(1 if module.batch_first else 0):
@@ -241,8 +264,9 @@ class QuantizedRnn(QuantizedLayer):
         return cast("list[float]", torch.cat([parts[i] for i in gates]).tolist())
 
     def factors(self) -> dict[str, Any]:
-        scale_w = self._in_onnx_order(self._weight("weight_ih_l0")[1])
-        scale_r = self._in_onnx_order(self._weight("weight_hh_l0")[1])
+        module = cast(Any, self.module)
+        scale_w = self._in_onnx_order(self.weight.scales(module.weight_ih_l0).detach())
+        scale_r = self._in_onnx_order(self.recurrence.scales(module.weight_hh_l0).detach())
         scale_h, offset_h = self.hidden.factors()
         return self.common() | {
             **{"scale_w": scale_w, "offset_w": zeros(scale_w)},

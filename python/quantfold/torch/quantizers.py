@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arithmetic of quantization-aware training: scales, fake quantization, and its gradients.
 
-ULQ learns the clips of activations; ARQ takes the scale of weights from their extremes. Rounding is
+ULQ learns the clips of activations, and of weights the scales; ARQ takes the scale of weights from their
+extremes. Rounding is
 the export's: to even, activations times the float32 reciprocal of the scale, weights divided by it.
 """
 
@@ -85,6 +86,32 @@ class ArqWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0], None, None
+
+
+class UlqWeight(torch.autograd.Function):
+    """The same with scales that are learned: their gradient is that of the rounding error inside the
+    range and of the bounds outside, over the square root of a row's length times the greatest
+    integer."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+        ctx.save_for_backward(rows, scale)
+        ctx.bits = bits
+        low, high = limits(bits)
+        scale = scale.unsqueeze(1)
+        return torch.clamp(torch.round(rows / scale), low, high) * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        rows, scale = ctx.saved_tensors
+        low, high = limits(ctx.bits)
+        steps = rows / scale.unsqueeze(1)
+        moved = torch.where(
+            steps > high, high, torch.where(steps < low, low, steps.round() - steps)
+        )
+        weight = (rows.shape[1] * high) ** -0.5
+        return grad, (moved * grad).sum(1) * weight, None
 
 
 def initial_clips(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -239,6 +239,42 @@ def test_gradients():
     assert float(low.grad) == pytest.approx(1.0 - error.sum(), rel=1e-5)
 
 
+def test_weight_scale_gradient():
+    """By hand: the rounding error inside the range, the bound beyond it, over sqrt(n * 127)."""
+    rows = torch.tensor([[0.13, -0.52, 3.0], [0.07, -3.0, 0.2]], requires_grad=True)
+    scale = torch.tensor([0.02, 0.02], requires_grad=True)
+    grad = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    (quantizers.UlqWeight.apply(rows, scale, 8) * grad).sum().backward()
+    steps = rows.detach().numpy() / np.float32(0.02)
+    moved = np.where(steps > 127, 127, np.where(steps < -128, -128, np.rint(steps) - steps))
+    wanted = (moved * grad.numpy()).sum(1) / np.sqrt(3 * 127)
+    assert np.allclose(scale.grad.numpy(), wanted, rtol=1e-5) and torch.equal(rows.grad, grad)
+
+
+def learned(config: dict) -> None:
+    for layer in config.values():
+        if isinstance(layer, dict):
+            layer["retrain_weight_config"]["algo"] = "ulq_retrain"
+
+
+def test_learned_weight_scales(files, data):
+    """ulq_retrain: scales begin as ARQ's, move with training, and are those of the record."""
+    model = make(files, data, learned)
+    steps(model, data, 1)
+    first = model.left.weight.scale.detach().clone()
+    assert first.shape == (8,) and model.fc.weight.scale.shape == (1,)
+    steps(model, data, 3)
+    assert not torch.equal(model.left.weight.scale, first)
+    model.eval()
+    with torch.no_grad():
+        wanted = model(data).numpy()
+    scale = model.fc.weight.scale.item()
+    assert f"scale_w: {np.float32(scale)!s}" in Path(files[1]).read_text()
+    amct.save_quant_retrain_model(files[0], model, files[1], files[2], data)
+    (ours,) = run_model(Path(files[2] + "_fake_quant_model.onnx"), [data.numpy()])
+    assert sqnr_db(wanted, ours) >= 40
+
+
 def test_fixed_min(files, data):
     """The least value stays 0 whatever is learned."""
     part = {"clip_max": 2.0, "clip_min": -0.5, "fixed_min": True}
