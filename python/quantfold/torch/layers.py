@@ -45,13 +45,15 @@ class Network:
 
 
 class _Uses(TorchFunctionMode):
-    """Counts how often functions read tensors; looking at a shape is not reading."""
+    """Counts how often functions read tensors; looking at a shape is not reading. Tensors are kept
+    alive: the id of one that is gone may be that of another."""
 
     LOOKS = {"__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "stride"}
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[int] = Counter()
+        self.kept: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -60,6 +62,7 @@ class _Uses(TorchFunctionMode):
             for leaf in tree_leaves((args, kwargs or {})):
                 if isinstance(leaf, Tensor):
                     self.count[id(leaf)] += 1
+                    self.kept.append(leaf)
         return func(*args, **(kwargs or {}))
 
 

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import onnx  # noqa: E402
 import quantfold.torch as amct  # noqa: E402
-from quantfold.torch import quantizers, retrain, save  # noqa: E402
+from quantfold.torch import layers, quantizers, retrain, save  # noqa: E402
 from torch import nn  # noqa: E402
 
 from support import run_model, sqnr_db  # noqa: E402
@@ -182,6 +182,28 @@ def test_saving_changes_nothing(files, data):
     assert [n for n, _ in model.named_modules()] == names and torch.equal(model(data), before)
     steps(model, data)
     model.eval()(data)  # the record is written anew
+
+
+class Stacked(nn.Module):
+    """What a function makes between the layers is gone by the time that the next one runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.fc = nn.Linear(32 * 4, 10)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 2)
+        x = nn.functional.max_pool2d(torch.relu(self.bn2(self.conv2(x))), 2)
+        return self.fc(x.flatten(1))
+
+
+def test_batch_norms_are_found(data):
+    """Again and again: what a conv makes must not be taken for a tensor that is gone."""
+    for _ in range(100):
+        found = layers.look_at(Stacked(), data)
+        assert found.batch_norm == {"conv1": "bn1", "conv2": "bn2"}
 
 
 def test_batch_num(files, data):
