@@ -324,6 +324,20 @@ typedef struct qf_export_options {
     qf_source source;
     qf_on_unsupported on_unsupported;
     qf_free_qdq free_qdq;
+    /* Weights that are quantized while activations stay float: NULL (none), "w8a16", "w4a16",
+     * "w4a16:group=128" (scales are found: the largest magnitude of a channel or group over 127.5
+     * or 7.5) or "record" (entries of the record with scale_w and no scale_d). With a record,
+     * layers that it names are not taken a second time. */
+    const char *weight_only;
+    /* POSIX extended regular expressions that choose weights by tensor or node name; NULL: all,
+     * none. */
+    const char *include, *exclude;
+    bool dedup;     /* external tensors of the same bytes are written once */
+    bool manifest;  /* write <prefix>.manifest.json as well: docs/manifest.md */
+    bool resume;    /* go on where an earlier run ended that was killed or failed; on failure, leave
+                     * what is done for the next */
+    uint32_t shard; /* of shard_count, from 0: write that part of the files and put none in place */
+    uint32_t shard_count; /* 0: the whole */
 } qf_export_options;
 /* Fills the first `size` bytes of an options struct with the defaults of this library. */
 QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);
@@ -396,6 +410,11 @@ QF_API void qf_report_free(qf_report *report);
  * renames them into place, each model's .onnx after its external files. On any failure nothing of
  * this run stays and earlier output is untouched. A plan can be run once. */
 QF_API qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err);
+
+/* Puts in place what the shards of one output have written, all of them. `save_path` and `no_sync`
+ * are those of the shards. QF_ERR_INPUT, naming them, if shards are missing or were made from other
+ * inputs. */
+QF_API qf_status qf_commit(const char *save_path, bool no_sync, qf_report **out, qf_error *err);
 
 /* ---- 5. One call -------------------------------------------------------------------------- */
 

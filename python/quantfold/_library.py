@@ -133,6 +133,14 @@ class ExportOptions(Structure):
         ("source", c_int),
         ("on_unsupported", c_int),
         ("free_qdq", c_int),
+        ("weight_only", c_char_p),
+        ("include", c_char_p),
+        ("exclude", c_char_p),
+        ("dedup", c_bool),
+        ("manifest", c_bool),
+        ("resume", c_bool),
+        ("shard", c_uint32),
+        ("shard_count", c_uint32),
     ]
 
 

@@ -35,6 +35,8 @@ uint64_t qf_job_bytes(const qf_job *job, qf_format format)
         return (n + 1) / 2;
     case QF_FORMAT_INT4_ROWS:
         return n / 2;
+    case QF_FORMAT_WORDS:
+        return job->rows * ((job->cols * (unsigned)job->bits + 31) / 32) * 4;
     case QF_FORMAT_FLOAT:
     case QF_FORMAT_FLOAT_SCALED:
     case QF_FORMAT_FLOAT_FOLDED:

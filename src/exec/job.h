@@ -17,9 +17,10 @@ enum { QF_TARGETS = 2 };
 typedef enum qf_format {
     QF_FORMAT_NONE = 0,
     QF_FORMAT_INT8,
-    QF_FORMAT_INT4_FLAT,    /* two neighbouring elements a byte, the last byte padded */
-    QF_FORMAT_INT4_ROWS,    /* elements of rows 2i and 2i+1 share a byte of output row i */
-    QF_FORMAT_FLOAT,        /* the integers as float32 */
+    QF_FORMAT_INT4_FLAT, /* two neighbouring elements a byte, the last byte padded */
+    QF_FORMAT_INT4_ROWS, /* elements of rows 2i and 2i+1 share a byte of output row i */
+    QF_FORMAT_WORDS,     /* plus 2^(bits-1), packed into 32-bit words, each row into whole ones */
+    QF_FORMAT_FLOAT,     /* the integers as float32 */
     QF_FORMAT_FLOAT_SCALED, /* the integers times their scale, float32 */
     QF_FORMAT_FLOAT_FOLDED, /* not quantized: the source times `fold`, float32 */
 } qf_format;
@@ -30,6 +31,24 @@ typedef struct qf_job_output {
     uint64_t offset;
     bool placed; /* file and offset are set */
 } qf_job_output;
+
+/* The scales of a source whose elements are scaled already, as those of 8-bit floats are: element
+ * (r, c) stands for its value times scales[r / rows * across + c / cols]. */
+typedef struct qf_prescale {
+    const float *scales;
+    uint64_t rows, cols, across;
+} qf_prescale;
+
+/* Scales that a job finds itself, one for each group of elements: the largest magnitude over
+ * `steps`, rounded to scale_type; where that is 0, the scale_type's epsilon. Group (r, g) of a row
+ * has elements (r, g * group) on; by column, group (g, c) has (g * group, c) on. */
+typedef struct qf_found {
+    float steps;        /* 127.5, 7.5, ... */
+    int32_t scale_type; /* FLOAT, FLOAT16 or BFLOAT16 */
+    bool by_column;
+    uint64_t group;    /* elements; divides the columns, or the rows if by column */
+    qf_job_output out; /* of the scales: rows x groups, or groups x columns */
+} qf_found;
 
 typedef struct qf_job {
     const char *file, *layer, *tensor; /* for messages */
@@ -43,6 +62,9 @@ typedef struct qf_job {
     const float *scales;
     size_t scale_count;
     uint64_t row_div, row_mul, row_mod, col_div;
+
+    const qf_found *found;       /* NULL: scales are given. Not with transposed or fold */
+    const qf_prescale *prescale; /* NULL: none. Only with found */
 
     const float *fold; /* factors of a folded batch norm by r / fold_div, or NULL */
     uint64_t fold_div;
@@ -89,11 +111,13 @@ typedef struct qf_scratch {
 void qf_scratch_release(qf_scratch *scratch);
 
 /* Where blocks go. `room` gives memory for n <= QF_ROOM bytes at `offset` of output file `file`,
- * which holds the block's bytes by the next request for the same target. */
+ * which holds the block's bytes by the next request for the same slot: one for each target, and one
+ * for scales. */
 enum { QF_ROOM = 256 * 1024 };
+enum { QF_SLOTS = QF_TARGETS + 1, QF_SLOT_SCALES = QF_TARGETS };
 typedef struct qf_sink {
-    qf_status (*room)(void *user, qf_target target, int file, uint64_t offset, size_t n,
-                      unsigned char **at, qf_error *err);
+    qf_status (*room)(void *user, int slot, int file, uint64_t offset, size_t n, unsigned char **at,
+                      qf_error *err);
     void *user;
 } qf_sink;
 

@@ -177,11 +177,11 @@ static size_t slot_end(const qf_writer *w, const qf_slot *s)
     return s->mapped ? s->mapped : w->room + (w->io == QF_IO_DIRECT ? PAGE : 0);
 }
 
-static qf_status give_room(void *user, qf_target target, int file, uint64_t offset, size_t n,
+static qf_status give_room(void *user, int slot, int file, uint64_t offset, size_t n,
                            unsigned char **at, qf_error *err)
 {
     qf_writer *w = user;
-    qf_slot *s = &w->slots[target];
+    qf_slot *s = &w->slots[slot];
     bool follows = s->length && s->file == file && s->offset + s->length == offset;
     bool fits = s->lead + s->length + n <= slot_end(w, s);
     bool crooked = w->io == QF_IO_PWRITE && n >= KEEP_APART && s->length % sizeof(float);
@@ -219,14 +219,14 @@ qf_status qf_writer_put(qf_writer *writer, qf_target target, int file, uint64_t 
 qf_status qf_writer_flush(qf_writer *writer, qf_error *err)
 {
     qf_status status = QF_OK;
-    for (int t = 0; status == QF_OK && t < QF_TARGETS; t++)
+    for (int t = 0; status == QF_OK && t < QF_SLOTS; t++)
         status = flush(writer, &writer->slots[t], false, err);
     return status;
 }
 
 void qf_writer_release(qf_writer *writer)
 {
-    for (int t = 0; t < QF_TARGETS; t++) {
+    for (int t = 0; t < QF_SLOTS; t++) {
         qf_slot *s = &writer->slots[t];
         if (s->mapped)
             munmap(s->buffer, s->mapped);

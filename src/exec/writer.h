@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One thread's way to the output files: what the blocks make is gathered per target as long as it
+ * One thread's way to the output files: what the blocks make is gathered per slot as long as it
  * is contiguous in a file, and written in large pieces. Three ways, chosen for a run:
  *
  *   PWRITE  a buffer that stays in the second-level cache, written into the page cache
@@ -15,7 +15,7 @@
 #include "exec/job.h"
 #include "exec/stage.h"
 
-/* What a target has gathered and not yet written: `length` bytes for `offset` of `file`. */
+/* What a slot has gathered and not yet written: `length` bytes for `offset` of `file`. */
 typedef struct qf_slot {
     unsigned char *buffer; /* page-aligned; MMAP: the mapping, NULL if there is none */
     size_t lead;           /* unused bytes at the start, which bring the rest to its alignment */
@@ -29,13 +29,13 @@ typedef struct qf_writer {
     const qf_stage *stage;
     qf_io io;    /* not AUTO */
     size_t room; /* bytes of a buffer or window */
-    qf_slot slots[QF_TARGETS];
+    qf_slot slots[QF_SLOTS];
     /* DIRECT: short writes put off, each a header (writer.c) and its bytes. */
     unsigned char *later;
     size_t later_used;
 } qf_writer;
 
-/* Bytes that buffers or windows take in a thread for each target, if nothing forces less. */
+/* Bytes that buffers or windows take in a thread for each slot, if nothing forces less. */
 size_t qf_writer_room(qf_io io);
 /* `room` is a multiple of QF_DIRECT_ALIGN and at least 2 * QF_ROOM. */
 void qf_writer_init(qf_writer *writer, const qf_stage *stage, qf_io io, size_t room);
