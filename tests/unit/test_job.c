@@ -33,7 +33,7 @@ static void settle(output *o, int t)
     o->pending[t] = NULL;
 }
 
-static qf_status give_room(void *user, qf_target target, int file, uint64_t offset, size_t n,
+static qf_status give_room(void *user, int target, int file, uint64_t offset, size_t n,
                            unsigned char **at, qf_error *err)
 {
     output *o = user;
