@@ -46,8 +46,8 @@ typedef struct qf_found {
     float steps;        /* 127.5, 7.5, ... */
     int32_t scale_type; /* FLOAT, FLOAT16 or BFLOAT16 */
     bool by_column;
-    uint64_t group;    /* elements; divides the columns, or the rows if by column */
-    qf_job_output out; /* of the scales: rows x groups, or groups x columns */
+    uint64_t group; /* elements; divides the columns, or the rows if by column */
+    qf_job_output out[QF_TARGETS]; /* of the scales: rows x groups, or groups x columns; no format */
 } qf_found;
 
 typedef struct qf_job {
@@ -63,7 +63,7 @@ typedef struct qf_job {
     size_t scale_count;
     uint64_t row_div, row_mul, row_mod, col_div;
 
-    const qf_found *found;       /* NULL: scales are given. Not with transposed or fold */
+    qf_found *found;             /* NULL: scales are given. Not with transposed or fold */
     const qf_prescale *prescale; /* NULL: none. Only with found */
 
     const float *fold; /* factors of a folded batch norm by r / fold_div, or NULL */
