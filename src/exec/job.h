@@ -47,7 +47,8 @@ typedef struct qf_found {
     int32_t scale_type; /* FLOAT, FLOAT16 or BFLOAT16 */
     bool by_column;
     uint64_t group; /* elements; divides the columns, or the rows if by column */
-    qf_job_output out[QF_TARGETS]; /* of the scales: rows x groups, or groups x columns; no format */
+    qf_job_output
+        out[QF_TARGETS]; /* of the scales: rows x groups, or groups x columns; no format */
 } qf_found;
 
 typedef struct qf_job {
