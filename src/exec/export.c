@@ -30,6 +30,15 @@ void qf_export_options_init_sized(qf_export_options *options, size_t size)
     memcpy(options, &defaults, size < sizeof defaults ? size : sizeof defaults);
 }
 
+/* A job whose outputs no model asked for (folded, then quantized) has nothing to do. */
+static bool is_wanted(const qf_job *job)
+{
+    bool wanted = false;
+    for (int t = 0; t < QF_TARGETS; t++)
+        wanted |= job->out[t].placed || (job->found && job->found->out[t].placed);
+    return wanted;
+}
+
 static qf_status write_files(const qf_plan *plan, qf_stage *stage, qf_error *err)
 {
     const qf_layout *layout = &plan->layout;
@@ -43,13 +52,12 @@ static qf_status write_files(const qf_plan *plan, qf_stage *stage, qf_error *err
     }
     if (status != QF_OK)
         return status;
-    /* a job whose outputs no model asked for (folded, then quantized) has nothing to do */
     qf_job **jobs = malloc((plan->job_count + 1) * sizeof *jobs);
     size_t count = 0;
     if (!jobs)
         return qf_fail_memory(err);
     for (size_t i = 0; i < plan->job_count; i++) {
-        if (plan->jobs[i]->out[QF_DEPLOY].placed || plan->jobs[i]->out[QF_FAKE_QUANT].placed)
+        if (is_wanted(plan->jobs[i]))
             jobs[count++] = plan->jobs[i];
     }
     qf_work work = {.jobs = jobs,
@@ -71,9 +79,8 @@ static uint64_t bytes_read(const qf_plan *plan)
 {
     uint64_t n = 0;
     for (size_t i = 0; i < plan->job_count; i++) {
-        const qf_job *job = plan->jobs[i];
-        if (job->out[QF_DEPLOY].placed || job->out[QF_FAKE_QUANT].placed)
-            n += job->source.length;
+        if (is_wanted(plan->jobs[i]))
+            n += plan->jobs[i]->source.length;
     }
     for (size_t i = 0; i < plan->layout.copy_count; i++)
         n += plan->layout.copies[i].source.length;

@@ -142,6 +142,14 @@ static qf_copy *copy_for(layouter *l, size_t index, const qf_copy *wanted)
     return &out->copies[out->copy_count - 1];
 }
 
+/* Where a job is told the place of what it makes; NULL: the payload is nothing that one makes. */
+static qf_job_output *made_by(const qf_payload *p, qf_target target)
+{
+    if (p->kind == QF_PAYLOAD_SCALES)
+        return &p->job->found->out[target];
+    return p->kind == QF_PAYLOAD_JOB ? &p->job->out[target] : NULL;
+}
+
 /* Puts payload `index` of `tensor` at `offset` of `file`; `raw`: as plain elements. */
 static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t index, int file,
                        uint64_t offset, bool raw)
@@ -150,13 +158,14 @@ static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t inde
     qf_target t = l->request->target;
     if (p->kind == QF_PAYLOAD_BYTES)
         return add_literal(l, file, offset, p->bytes, (size_t)p->raw_length);
-    if (p->kind == QF_PAYLOAD_JOB && p->job->out[t].placed)
+    qf_job_output *made = made_by(p, t);
+    if (made && made->placed)
         return qf_fail(l->err, QF_ERR_SYSTEM,
                        "internal error: tensor '%s' has two places in a model", p->job->tensor);
-    if (p->kind == QF_PAYLOAD_JOB) {
-        p->job->out[t].file = file;
-        p->job->out[t].offset = offset;
-        p->job->out[t].placed = true;
+    if (made) {
+        made->file = file;
+        made->offset = offset;
+        made->placed = true;
         return QF_OK;
     }
     const char *name = qf_arena_strdup(l->out->arena, tensor->name ? tensor->name : "(unnamed)");
@@ -324,8 +333,9 @@ static bool is_shared(const layouter *l, const Onnx__TensorProto *tensor)
 {
     const qf_payload *p = payload_of(l, tensor);
     return l->request->share_weights && p->kind == QF_PAYLOAD_JOB && p->raw_length >= SMALL &&
-           p->job->out[QF_DEPLOY].format == QF_FORMAT_INT8 &&
-           p->job->out[QF_FAKE_QUANT].format == QF_FORMAT_INT8;
+           p->job->out[QF_DEPLOY].format == p->job->out[QF_FAKE_QUANT].format &&
+           (p->job->out[QF_DEPLOY].format == QF_FORMAT_INT8 ||
+            p->job->out[QF_DEPLOY].format == QF_FORMAT_INT4_FLAT);
 }
 
 /* Takes a shared weight from where the deploy model has it. */

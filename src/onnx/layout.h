@@ -50,7 +50,7 @@ typedef struct qf_layout_request {
     uint64_t threshold;
     qf_external_layout layout;
     const char *source; /* path of the source model, for messages; outlives the layout */
-    /* Weights whose int8 bytes are the same in both models lie in the deploy model's external
+    /* Weights whose integer bytes are the same in both models lie in the deploy model's external
      * files alone; the deploy model is laid out first. */
     bool share_weights;
 } qf_layout_request;
