@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "bits.h"
+
 uint16_t qf_float_to_half(float value)
 {
     uint32_t bits;
@@ -31,4 +33,14 @@ uint16_t qf_float_to_bfloat(float value)
     if ((bits & 0x7fffffff) > 0x7f800000)
         return (uint16_t)(bits >> 16 | 0x40);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float qf_half_value(uint16_t half)
+{
+    return qf_half_to_float(half);
+}
+
+float qf_bfloat_value(uint16_t bfloat)
+{
+    return qf_from_bits((uint32_t)bfloat << 16);
 }

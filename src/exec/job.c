@@ -5,11 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "exec/blocks.h"
 #include "exec/source.h"
-#include "kernels.h"
 
 enum {
-    BLOCK = QF_ROOM / 4, /* elements: with input and outputs, about half of a 1 MiB L2 */
     /* Elements of a transposed block, and the most columns in it. Each column is a row of the
      * source, of which a run of at least TURNED_BLOCK / TURNED_COLS elements is read. */
     TURNED_BLOCK = 1024 * 1024,
@@ -18,12 +17,6 @@ enum {
     GATHER = 1024,                    /* elements whose scales are written out side by side */
     SHORT_RUN = 64                    /* elements: shorter runs of one scale are gathered */
 };
-
-/* A part of the output matrix. */
-typedef struct region {
-    uint64_t row, col;
-    uint64_t rows, cols;
-} region;
 
 uint64_t qf_job_bytes(const qf_job *job, qf_format format)
 {
@@ -49,15 +42,13 @@ uint64_t qf_job_bytes(const qf_job *job, qf_format format)
 
 /* ---- cutting into blocks ---- */
 
-static bool has_format(const qf_job *job, qf_format format)
-{
-    return job->out[QF_DEPLOY].format == format || job->out[QF_FAKE_QUANT].format == format;
-}
-
 /* A job is cut either as a flat sequence, or into bands of rows, or into columns and bands. */
 static bool is_flat(const qf_job *job)
 {
-    return !job->transposed && !has_format(job, QF_FORMAT_INT4_ROWS);
+    if (job->found && !qf_job_two_pass(job))
+        return false;
+    return !job->transposed && !qf_has_format(job, QF_FORMAT_INT4_ROWS) &&
+           !qf_has_format(job, QF_FORMAT_WORDS);
 }
 
 /* Where an element lies in the source, in bytes; of a pair of 4-bit elements, their byte. */
@@ -67,30 +58,25 @@ static uint64_t source_bytes(const qf_job *job, uint64_t elements)
     return bits == 4 ? elements / 2 : elements * (bits / 8);
 }
 
-static uint64_t at_most(uint64_t value, uint64_t limit)
-{
-    return value < limit ? value : limit;
-}
-
 /* Rows and columns of a block of a job that is not flat. Bands are even, so that pairs of rows stay
  * together, and so are cuts between columns: nibble pairs of rows that are odd would straddle them,
  * so such rows are left whole. */
 static void block_shape(const qf_job *job, uint64_t *rows, uint64_t *cols)
 {
-    uint64_t budget = job->transposed ? TURNED_BLOCK : BLOCK, limit = budget / 2;
+    if (job->found) {
+        qf_found_shape(job, rows, cols);
+        return;
+    }
+    uint64_t budget = job->transposed ? TURNED_BLOCK : QF_BLOCK, limit = budget / 2;
     if (job->transposed) {
-        limit = at_most(TURNED_COLS, TURNED_MAPPED / (source_bytes(job, job->rows) + 1));
+        limit = qf_at_most(TURNED_COLS, TURNED_MAPPED / (source_bytes(job, job->rows) + 1));
         limit = limit > 2 ? limit & ~(uint64_t)1 : 2;
     }
     *cols = job->cols;
-    if (*cols > limit && !(job->cols % 2 && has_format(job, QF_FORMAT_INT4_FLAT)))
+    if (*cols > limit && !qf_has_format(job, QF_FORMAT_WORDS) &&
+        !(job->cols % 2 && qf_has_format(job, QF_FORMAT_INT4_FLAT)))
         *cols = limit;
     *rows = *cols < budget / 2 ? budget / *cols & ~(uint64_t)1 : 2;
-}
-
-static uint64_t divide_up(uint64_t a, uint64_t b)
-{
-    return (a + b - 1) / b;
 }
 
 uint64_t qf_job_blocks(const qf_job *job)
@@ -99,22 +85,22 @@ uint64_t qf_job_blocks(const qf_job *job)
     if (!n)
         return 0;
     if (is_flat(job))
-        return divide_up(n, BLOCK);
+        return qf_divide_up(n, QF_BLOCK);
     block_shape(job, &rows, &cols);
-    return divide_up(job->rows, rows) * divide_up(job->cols, cols);
+    return qf_divide_up(job->rows, rows) * qf_divide_up(job->cols, cols);
 }
 
 /* Blocks of a transposed job go down a stripe of columns, which is one piece of the source. */
-static region block_region(const qf_job *job, uint64_t block)
+static qf_region block_region(const qf_job *job, uint64_t block)
 {
     uint64_t rows, cols;
     block_shape(job, &rows, &cols);
-    uint64_t across = divide_up(job->cols, cols), down = divide_up(job->rows, rows);
-    region r = {.row = block / across * rows, .col = block % across * cols};
+    uint64_t across = qf_divide_up(job->cols, cols), down = qf_divide_up(job->rows, rows);
+    qf_region r = {.row = block / across * rows, .col = block % across * cols};
     if (job->transposed)
-        r = (region){.row = block % down * rows, .col = block / down * cols};
-    r.rows = at_most(rows, job->rows - r.row);
-    r.cols = at_most(cols, job->cols - r.col);
+        r = (qf_region){.row = block % down * rows, .col = block / down * cols};
+    r.rows = qf_at_most(rows, job->rows - r.row);
+    r.cols = qf_at_most(cols, job->cols - r.col);
     return r;
 }
 
@@ -122,10 +108,10 @@ qf_range qf_job_reads(const qf_job *job, uint64_t first, uint64_t count)
 {
     uint64_t from, to;
     if (is_flat(job)) {
-        from = first * BLOCK;
-        to = at_most(from + count * BLOCK, job->rows * job->cols);
+        from = first * QF_BLOCK;
+        to = qf_at_most(from + count * QF_BLOCK, job->rows * job->cols);
     } else {
-        region a = block_region(job, first), b = block_region(job, first + count - 1);
+        qf_region a = block_region(job, first), b = block_region(job, first + count - 1);
         from = job->transposed ? a.col * job->rows : a.row * job->cols;
         to = job->transposed ? (b.col + b.cols) * job->rows : (b.row + b.rows) * job->cols;
     }
@@ -144,25 +130,35 @@ uint64_t qf_job_mapped(const qf_job *job)
 
 uint64_t qf_copy_blocks(const qf_copy *copy)
 {
-    return divide_up(copy->length, QF_ROOM);
+    return qf_divide_up(copy->length, QF_ROOM);
 }
 
 qf_range qf_copy_reads(const qf_copy *copy, uint64_t first, uint64_t count)
 {
     uint64_t from = first * QF_ROOM;
-    return (qf_range){from, at_most(count * QF_ROOM, copy->length - from)};
+    return (qf_range){from, qf_at_most(count * QF_ROOM, copy->length - from)};
 }
 
 /* ---- scratch ---- */
 
-static float *floats_of(float **slot)
+float *qf_scratch_scales(qf_scratch *s, size_t count)
+{
+    if (s->scale_count < count) {
+        free(s->scales);
+        s->scales = malloc(count * sizeof *s->scales);
+        s->scale_count = s->scales ? count : 0;
+    }
+    return s->scales;
+}
+
+float *qf_scratch_floats(float **slot)
 {
     if (!*slot)
-        *slot = malloc(BLOCK * sizeof **slot);
+        *slot = malloc(QF_BLOCK * sizeof **slot);
     return *slot;
 }
 
-static int8_t *ints_of(qf_scratch *s, size_t count)
+int8_t *qf_scratch_ints(qf_scratch *s, size_t count)
 {
     if (s->int_count < count) {
         free(s->ints);
@@ -176,13 +172,14 @@ void qf_scratch_release(qf_scratch *scratch)
 {
     free(scratch->values);
     free(scratch->floats);
+    free(scratch->scales);
     free(scratch->ints);
     *scratch = (qf_scratch){0};
 }
 
 /* ---- scales ---- */
 
-static uint64_t scale_index(const qf_job *job, uint64_t row, uint64_t col)
+uint64_t qf_scale_index(const qf_job *job, uint64_t row, uint64_t col)
 {
     if (job->scale_count == 1)
         return 0;
@@ -198,25 +195,25 @@ static size_t same_scale(const qf_job *job, uint64_t row, uint64_t col, size_t n
     if (job->scale_count == 1)
         return n;
     if (job->col_div)
-        run = at_most(run, job->col_div - col % job->col_div);
+        run = qf_at_most(run, job->col_div - col % job->col_div);
     else if (job->row_mod == 1)
         run += (job->row_div - 1 - row % job->row_div) * job->cols;
-    return (size_t)at_most(run, n);
+    return (size_t)qf_at_most(run, n);
 }
 
 /* How many elements from there on have consecutive scales. */
 static size_t scales_in_a_row(const qf_job *job, uint64_t col, size_t n)
 {
-    return job->col_div == 1 ? (size_t)at_most(job->cols - col, n) : 0;
+    return job->col_div == 1 ? (size_t)qf_at_most(job->cols - col, n) : 0;
 }
 
 /* Writes out the scales of `n` elements from flat index `first` on. */
-static void gather_scales(const qf_job *job, uint64_t first, size_t n, float *out)
+void qf_gather_scales(const qf_job *job, uint64_t first, size_t n, float *out)
 {
     for (size_t done = 0; done < n;) {
         uint64_t row = (first + done) / job->cols, col = (first + done) % job->cols;
         size_t run = scales_in_a_row(job, col, n - done);
-        const float *scale = job->scales + scale_index(job, row, col);
+        const float *scale = job->scales + qf_scale_index(job, row, col);
         if (run) {
             memcpy(out + done, scale, run * sizeof *out);
             done += run;
@@ -231,23 +228,17 @@ static void gather_scales(const qf_job *job, uint64_t first, size_t n, float *ou
 
 /* ---- arithmetic ---- */
 
-/* Elements of a job's source as the kernels take them. */
-typedef struct elements {
-    const unsigned char *data;
-    qf_element type;
-} elements;
-
 /* Whether the kernels read the job's elements as they are stored. */
 static bool in_place(const qf_job *job, const qf_varint_index *index, qf_element *type)
 {
     *type = QF_F32;
-    if (index->offsets || job->fold)
+    if (index->offsets || job->fold || job->prescale)
         return false;
     if (job->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16)
         *type = QF_F16;
     if (job->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16)
         *type = QF_BF16;
-    return job->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE;
+    return *type != QF_F32 || job->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT;
 }
 
 static const unsigned char *stored_at(const qf_job *job, uint64_t element)
@@ -260,31 +251,45 @@ static void fold(const qf_job *job, uint64_t first, size_t n, float *x)
 {
     for (size_t done = 0; job->fold && done < n;) {
         uint64_t row = (first + done) / job->cols, col = (first + done) % job->cols;
-        size_t run = (size_t)at_most(job->cols - col, n - done);
+        size_t run = (size_t)qf_at_most(job->cols - col, n - done);
         qf_kernels_get()->scale(x + done, run, job->fold[row / job->fold_div]);
         done += run;
     }
 }
 
-/* Elements of a job that is not transposed, from flat index `first` on, folded: in place or as
- * floats in scratch memory. data is NULL when memory is exhausted. */
-static elements read_elements(const qf_job *job, const qf_varint_index *index, uint64_t first,
+/* x[i] *= the scale that the source's elements have already, if they have one. */
+static void prescale(const qf_job *job, uint64_t first, size_t n, float *x)
+{
+    const qf_prescale *p = job->prescale;
+    for (size_t done = 0; p && done < n;) {
+        uint64_t row = (first + done) / job->cols, col = (first + done) % job->cols;
+        uint64_t run = qf_at_most(p->cols - col % p->cols, job->cols - col);
+        run = qf_at_most(run, n - done);
+        qf_kernels_get()->scale(x + done, (size_t)run,
+                                p->scales[row / p->rows * p->across + col / p->cols]);
+        done += run;
+    }
+}
+
+qf_elements qf_block_elements(const qf_job *job, const qf_varint_index *index, uint64_t first,
                               size_t n, qf_scratch *s)
 {
     qf_element type;
     if (in_place(job, index, &type))
-        return (elements){stored_at(job, first), type};
-    float *values = floats_of(&s->values);
+        return (qf_elements){stored_at(job, first), type};
+    float *values = qf_scratch_floats(&s->values);
     if (values) {
         qf_source_floats(&job->source, index, job->data_type, first, n, values);
         fold(job, first, n, values);
+        prescale(job, first, n, values);
     }
-    return (elements){(const unsigned char *)values, QF_F32};
+    return (qf_elements){(const unsigned char *)values, QF_F32};
 }
 
 /* Quantizes `n` elements that start at flat index `first` of the output. False if one is not
  * finite. */
-static bool quantize_span(const qf_job *job, uint64_t first, size_t n, elements x, qf_quantized out)
+static bool quantize_span(const qf_job *job, uint64_t first, size_t n, qf_elements x, qf_scratch *s,
+                          qf_quantized out)
 {
     const qf_kernels *k = qf_kernels_get();
     size_t width = qf_element_size(x.type);
@@ -294,40 +299,32 @@ static bool quantize_span(const qf_job *job, uint64_t first, size_t n, elements 
     for (size_t done = 0; done < n;) {
         uint64_t row = (first + done) / job->cols, col = (first + done) % job->cols;
         const unsigned char *at = x.data + done * width;
-        const float *scales = job->scales + scale_index(job, row, col);
+        const float *scales = job->scales + qf_scale_index(job, row, col);
         size_t left = n - done, run = same_scale(job, row, col, left);
         if (run >= SHORT_RUN || run == left) {
             finite &= qf_quantize_for(k, x.type)(at, run, *scales, lo, hi,
                                                  qf_quantized_behind(out, done));
+            qf_count_errors(s, x, done, out.q + done, run, *scales);
         } else {
             size_t rows = 1;
             run = scales_in_a_row(job, col, left);
             if (run < SHORT_RUN && run < left) {
-                run = (size_t)at_most(left, GATHER);
-                gather_scales(job, first + done, run, gathered);
+                run = (size_t)qf_at_most(left, GATHER);
+                qf_gather_scales(job, first + done, run, gathered);
                 scales = gathered;
             } else if (col == 0 && job->row_mul == 0 && job->row_mod == 1) {
                 rows = left / run;
             }
             finite &= qf_quantize_columns_for(k, x.type)(at, rows, run, scales, lo, hi,
                                                          qf_quantized_behind(out, done));
+            for (size_t i = 0; i < rows; i++)
+                qf_count_column_errors(s, (qf_elements){at + i * run * width, x.type},
+                                       out.q + done + i * run, run, scales);
             run *= rows;
         }
         done += run;
     }
     return finite;
-}
-
-/* y[i] = q[i] times its scale. */
-static void dequantize_span(const qf_job *job, uint64_t first, size_t n, const int8_t *q, float *y)
-{
-    float gathered[GATHER];
-    for (size_t done = 0; done < n;) {
-        size_t run = (size_t)at_most(n - done, GATHER);
-        gather_scales(job, first + done, run, gathered);
-        qf_kernels_get()->dequantize_columns(q + done, run, gathered, y + done);
-        done += run;
-    }
 }
 
 /* The error if element (row, col) is not finite, else QF_OK. */
@@ -339,6 +336,8 @@ static qf_status check_element(const qf_job *job, const qf_varint_index *index, 
     qf_source_floats(&job->source, index, job->data_type, at, 1, &x);
     if (job->fold)
         x *= job->fold[row / job->fold_div];
+    if (!job->transposed)
+        prescale(job, at, 1, &x);
     if (isfinite(x))
         return QF_OK;
     return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = job->file, .item = job->layer},
@@ -352,90 +351,6 @@ static qf_status refuse_change(const qf_job *job, qf_error *err)
 {
     return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = job->file, .item = job->layer},
                       "weight tensor '%s' changed while it was read", job->tensor);
-}
-
-/* ---- storing ---- */
-
-static qf_status room(const qf_sink *sink, qf_target target, qf_job_output out, uint64_t offset,
-                      size_t n, unsigned char **at, qf_error *err)
-{
-    return sink->room(sink->user, target, out.file, out.offset + offset, n, at, err);
-}
-
-static bool is_aligned(const void *p)
-{
-    return (uintptr_t)p % sizeof(float) == 0;
-}
-
-/* Stores up to BLOCK quantized elements from flat index `first` on, in any form but INT4_ROWS. */
-static qf_status store_ints(const qf_job *job, qf_target target, uint64_t first, size_t n,
-                            const int8_t *q, qf_scratch *s, const qf_sink *sink, qf_error *err)
-{
-    const qf_kernels *k = qf_kernels_get();
-    qf_job_output out = job->out[target];
-    bool pairs = out.format == QF_FORMAT_INT4_FLAT, bytes = out.format == QF_FORMAT_INT8;
-    unsigned char *at;
-    uint64_t offset = pairs ? first / 2 : bytes ? first : first * 4;
-    size_t length = pairs ? (n + 1) / 2 : bytes ? n : n * 4;
-    qf_status status = room(sink, target, out, offset, length, &at, err);
-    if (status != QF_OK)
-        return status;
-    if (bytes) {
-        memcpy(at, q, n);
-    } else if (pairs) {
-        k->pack_pairs(q, n / 2, at);
-        if (n % 2) /* only the last block of all can be odd */
-            at[n / 2] = (unsigned char)(q[n - 1] & 15);
-    } else {
-        float *y = is_aligned(at) ? (float *)(void *)at : floats_of(&s->floats);
-        if (!y)
-            return qf_fail_memory(err);
-        if (out.format == QF_FORMAT_FLOAT_SCALED)
-            dequantize_span(job, first, n, q, y);
-        else
-            k->widen(q, n, y);
-        if ((unsigned char *)y != at)
-            memcpy(at, y, length);
-    }
-    return QF_OK;
-}
-
-/* Pairs of rows of a region, each packed into one row of bytes. */
-static qf_status store_row_pairs(const qf_job *job, qf_target target, region r, const int8_t *q,
-                                 const qf_sink *sink, qf_error *err)
-{
-    for (uint64_t i = 0; i < r.rows / 2; i++) {
-        const int8_t *low = q + 2 * i * r.cols;
-        for (uint64_t c = 0; c < r.cols; c += QF_ROOM) {
-            size_t n = (size_t)at_most(r.cols - c, QF_ROOM);
-            unsigned char *at;
-            uint64_t offset = (r.row / 2 + i) * job->cols + r.col + c;
-            qf_status status = room(sink, target, job->out[target], offset, n, &at, err);
-            if (status != QF_OK)
-                return status;
-            qf_kernels_get()->pack_rows(low + c, low + r.cols + c, n, at);
-        }
-    }
-    return QF_OK;
-}
-
-static qf_status store_region(const qf_job *job, qf_target target, region r, const int8_t *q,
-                              qf_scratch *s, const qf_sink *sink, qf_error *err)
-{
-    if (job->out[target].format == QF_FORMAT_INT4_ROWS)
-        return store_row_pairs(job, target, r, q, sink, err);
-    /* rows that are whole follow each other in the output */
-    uint64_t run = r.cols == job->cols ? r.rows * r.cols : r.cols;
-    for (uint64_t done = 0; done < r.rows * r.cols;) {
-        uint64_t in_run = done % run;
-        size_t n = (size_t)at_most(run - in_run, BLOCK);
-        uint64_t first = (r.row + done / r.cols) * job->cols + r.col + done % r.cols;
-        qf_status status = store_ints(job, target, first, n, q + done, s, sink, err);
-        if (status != QF_OK)
-            return status;
-        done += n;
-    }
-    return QF_OK;
 }
 
 /* ---- running blocks ---- */
@@ -453,22 +368,26 @@ static qf_status place_flat(const qf_job *job, uint64_t first, size_t n, qf_scra
         if (!o.placed)
             continue;
         if (!bytes && !floats) {
-            out->q = out->q ? out->q : ints_of(s, BLOCK);
+            out->q = out->q ? out->q : qf_scratch_ints(s, QF_BLOCK);
             if (!out->q)
                 return qf_fail_memory(err);
             continue;
         }
-        qf_status status = room(sink, (qf_target)t, o, floats ? first * 4 : first,
-                                floats ? n * 4 : n, &at[t], err);
+        qf_status status = qf_store_room(sink, (qf_target)t, o, floats ? first * 4 : first,
+                                         floats ? n * 4 : n, &at[t], err);
         if (status != QF_OK)
             return status;
         if (bytes)
             out->q = (int8_t *)at[t];
         else
-            out->y = is_aligned(at[t]) ? (float *)(void *)at[t] : floats_of(&s->floats);
+            out->y = qf_is_aligned(at[t]) ? (float *)(void *)at[t] : qf_scratch_floats(&s->floats);
         if (floats && !out->y)
             return qf_fail_memory(err);
     }
+    if (s->errors && !out->q) /* counting needs the integers */
+        out->q = qf_scratch_ints(s, QF_BLOCK);
+    if (s->errors && !out->q)
+        return qf_fail_memory(err);
     return QF_OK;
 }
 
@@ -487,7 +406,7 @@ static qf_status finish_flat(const qf_job *job, uint64_t first, size_t n, qf_qua
             memcpy(at[t], made.q, n);
         if (format == QF_FORMAT_FLOAT || format == QF_FORMAT_INT8)
             continue;
-        qf_status status = store_ints(job, (qf_target)t, first, n, made.q, s, sink, err);
+        qf_status status = qf_store_ints(job, (qf_target)t, first, n, made.q, s, sink, err);
         if (status != QF_OK)
             return status;
     }
@@ -501,7 +420,7 @@ static qf_status run_flat_ints(const qf_job *job, const qf_varint_index *index, 
     qf_quantized made;
     unsigned char *at[QF_TARGETS];
     qf_status status = place_flat(job, first, n, s, sink, &made, at, err);
-    if (status == QF_OK && !made.q && !(made.q = ints_of(s, BLOCK)))
+    if (status == QF_OK && !made.q && !(made.q = qf_scratch_ints(s, QF_BLOCK)))
         status = qf_fail_memory(err);
     if (status != QF_OK)
         return status;
@@ -519,7 +438,8 @@ static qf_status store_folded(const qf_job *job, uint64_t first, size_t n, const
         unsigned char *at;
         if (!job->out[t].placed)
             continue;
-        qf_status status = room(sink, (qf_target)t, job->out[t], first * 4, n * 4, &at, err);
+        qf_status status =
+            qf_store_room(sink, (qf_target)t, job->out[t], first * 4, n * 4, &at, err);
         if (status != QF_OK)
             return status;
         memcpy(at, x, n * 4);
@@ -536,11 +456,11 @@ static bool all_finite(const float *x, size_t n)
 static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint64_t block,
                           qf_scratch *s, const qf_sink *sink, qf_error *err)
 {
-    uint64_t first = block * BLOCK;
-    size_t n = (size_t)at_most(job->rows * job->cols - first, BLOCK);
+    uint64_t first = block * QF_BLOCK;
+    size_t n = (size_t)qf_at_most(job->rows * job->cols - first, QF_BLOCK);
     if (qf_source_is_integer(job->data_type))
         return run_flat_ints(job, index, first, n, s, sink, err);
-    elements x = read_elements(job, index, first, n, s);
+    qf_elements x = qf_block_elements(job, index, first, n, s);
     if (!x.data)
         return qf_fail_memory(err);
     if (!job->bits && all_finite(s->values, n))
@@ -548,7 +468,7 @@ static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint6
     qf_quantized made;
     unsigned char *at[QF_TARGETS];
     qf_status status = job->bits ? place_flat(job, first, n, s, sink, &made, at, err) : QF_OK;
-    if (status == QF_OK && job->bits && quantize_span(job, first, n, x, made))
+    if (status == QF_OK && job->bits && quantize_span(job, first, n, x, s, made))
         return finish_flat(job, first, n, made, at, s, sink, err);
     for (uint64_t i = first; status == QF_OK && i < first + n; i++)
         status = check_element(job, index, i / job->cols, i % job->cols, err);
@@ -556,18 +476,18 @@ static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint6
 }
 
 /* Quantizes a region of rows into `q`, row after row. False if a value is not finite. */
-static bool quantize_rows(const qf_job *job, const qf_varint_index *index, region r, qf_scratch *s,
-                          int8_t *q)
+static bool quantize_rows(const qf_job *job, const qf_varint_index *index, qf_region r,
+                          qf_scratch *s, int8_t *q)
 {
     uint64_t run = r.cols == job->cols ? r.rows * r.cols : r.cols;
     for (uint64_t done = 0; done < r.rows * r.cols;) {
-        size_t n = (size_t)at_most(run - done % run, BLOCK);
+        size_t n = (size_t)qf_at_most(run - done % run, QF_BLOCK);
         uint64_t first = (r.row + done / r.cols) * job->cols + r.col + done % r.cols;
         if (qf_source_is_integer(job->data_type)) {
             qf_source_ints(&job->source, index, job->data_type, first, n, q + done);
         } else {
-            elements x = read_elements(job, index, first, n, s);
-            if (!quantize_span(job, first, n, x, (qf_quantized){.q = q + done}))
+            qf_elements x = qf_block_elements(job, index, first, n, s);
+            if (!quantize_span(job, first, n, x, s, (qf_quantized){.q = q + done}))
                 return false;
         }
         done += n;
@@ -576,7 +496,7 @@ static bool quantize_rows(const qf_job *job, const qf_varint_index *index, regio
 }
 
 /* The same for a transposed job of integers: int8 straight from the source, others run by run. */
-static void turn_ints(const qf_job *job, const qf_varint_index *index, region r, int8_t *q)
+static void turn_ints(const qf_job *job, const qf_varint_index *index, qf_region r, int8_t *q)
 {
     uint64_t first = r.col * job->rows + r.row;
     size_t rows = (size_t)r.rows, cols = (size_t)r.cols;
@@ -588,7 +508,7 @@ static void turn_ints(const qf_job *job, const qf_varint_index *index, region r,
     for (size_t c = 0; c < cols; c++) {
         int8_t run[GATHER];
         for (size_t at = 0; at < rows; at += GATHER) {
-            size_t n = (size_t)at_most(rows - at, GATHER);
+            size_t n = (size_t)qf_at_most(rows - at, GATHER);
             qf_source_ints(&job->source, index, job->data_type, first + c * job->rows + at, n, run);
             qf_kernels_get()->transpose(run, n, 1, n, q + at * cols + c, cols);
         }
@@ -597,10 +517,10 @@ static void turn_ints(const qf_job *job, const qf_varint_index *index, region r,
 
 /* The same for a transposed job, whose scales go by column and which folds nothing. Elements that
  * no kernel reads as they are stored go through floats, run by run. */
-static bool quantize_turned(const qf_job *job, const qf_varint_index *index, region r, int8_t *q)
+static bool quantize_turned(const qf_job *job, const qf_varint_index *index, qf_region r, int8_t *q)
 {
     const qf_kernels *k = qf_kernels_get();
-    const float *scales = job->scales + scale_index(job, r.row, r.col);
+    const float *scales = job->scales + qf_scale_index(job, r.row, r.col);
     int lo = -(1 << (job->bits - 1)), hi = -lo - 1;
     uint64_t first = r.col * job->rows + r.row;
     size_t rows = (size_t)r.rows, cols = (size_t)r.cols;
@@ -617,7 +537,7 @@ static bool quantize_turned(const qf_job *job, const qf_varint_index *index, reg
         float scale = scales[job->scale_count == 1 ? 0 : c], x[GATHER];
         int8_t run[GATHER];
         for (size_t at = 0; at < rows; at += GATHER) {
-            size_t n = (size_t)at_most(rows - at, GATHER);
+            size_t n = (size_t)qf_at_most(rows - at, GATHER);
             qf_source_floats(&job->source, index, job->data_type, first + c * job->rows + at, n, x);
             if (!k->quantize_f32(x, n, scale, lo, hi, (qf_quantized){.q = run}))
                 return false;
@@ -627,22 +547,48 @@ static bool quantize_turned(const qf_job *job, const qf_varint_index *index, reg
     return true;
 }
 
-static qf_status run_region(const qf_job *job, const qf_varint_index *index, region r,
+/* Counts the errors of a transposed region, column after column, in the order of the source. */
+static void count_turned(const qf_job *job, const qf_varint_index *index, qf_region r,
+                         const int8_t *q, qf_scratch *s)
+{
+    float x[GATHER];
+    int8_t run[GATHER];
+    for (size_t c = 0; c < r.cols; c++) {
+        for (size_t at = 0; at < r.rows; at += GATHER) {
+            size_t n = (size_t)qf_at_most(r.rows - at, GATHER);
+            uint64_t first = (r.col + c) * job->rows + r.row + at;
+            qf_source_floats(&job->source, index, job->data_type, first, n, x);
+            for (size_t i = 0; i < n; i++)
+                run[i] = q[(at + i) * r.cols + c];
+            qf_count_errors(s, (qf_elements){(const unsigned char *)x, QF_F32}, 0, run, n,
+                            job->scales[qf_scale_index(job, r.row, r.col + c)]);
+        }
+    }
+}
+
+static qf_status run_region(const qf_job *job, const qf_varint_index *index, qf_region r,
                             qf_scratch *s, const qf_sink *sink, qf_error *err)
 {
-    int8_t *q = ints_of(s, (size_t)(r.rows * r.cols));
-    if (!q || (!job->transposed && !floats_of(&s->values)))
+    int8_t *q = qf_scratch_ints(s, (size_t)(r.rows * r.cols));
+    if (!q || (!job->transposed && !qf_scratch_floats(&s->values)))
         return qf_fail_memory(err);
+    bool finite;
     qf_status status = QF_OK;
-    if (!(job->transposed ? quantize_turned(job, index, r, q)
-                          : quantize_rows(job, index, r, s, q))) {
+    if (job->found)
+        status = qf_found_run(job, index, r, s, q, sink, &finite, err);
+    else
+        finite = job->transposed ? quantize_turned(job, index, r, q)
+                                 : quantize_rows(job, index, r, s, q);
+    if (s->errors && job->transposed && !qf_source_is_integer(job->data_type))
+        count_turned(job, index, r, q, s);
+    if (status == QF_OK && !finite) {
         for (uint64_t i = 0; status == QF_OK && i < r.rows * r.cols; i++)
             status = check_element(job, index, r.row + i / r.cols, r.col + i % r.cols, err);
         return status == QF_OK ? refuse_change(job, err) : status;
     }
     for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
         if (job->out[t].placed)
-            status = store_region(job, (qf_target)t, r, q, s, sink, err);
+            status = qf_store_region(job, (qf_target)t, r, q, s, sink, err);
     }
     return status;
 }
@@ -665,7 +611,7 @@ qf_status qf_copy_run_block(const qf_copy *copy, const qf_varint_index *index, u
         unsigned char *at;
         if (!copy->out[t].placed)
             continue;
-        qf_status status = room(sink, (qf_target)t, copy->out[t], r.offset, n, &at, err);
+        qf_status status = qf_store_room(sink, (qf_target)t, copy->out[t], r.offset, n, &at, err);
         if (status != QF_OK)
             return status;
         if (copy->decode)

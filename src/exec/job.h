@@ -46,10 +46,12 @@ typedef struct qf_found {
     float steps;        /* 127.5, 7.5, ... */
     int32_t scale_type; /* FLOAT, FLOAT16 or BFLOAT16 */
     bool by_column;
-    uint64_t group; /* elements; divides the columns, or the rows if by column */
-    qf_job_output
-        out[QF_TARGETS]; /* of the scales: rows x groups, or groups x columns; no format */
+    /* Elements; divides the columns, or the rows if by column. Even where 4-bit elements are
+     * packed, or as many as there are. */
+    uint64_t group;
+    qf_job_output out[QF_TARGETS]; /* of the scales: rows x groups, or groups x columns */
 } qf_found;
+enum { QF_FOUND_WIDEST = 2 * 1024 * 1024 }; /* elements of a band that is quantized at once */
 
 typedef struct qf_job {
     const char *file, *layer, *tensor; /* for messages */
@@ -89,6 +91,9 @@ uint64_t qf_job_bytes(const qf_job *job, qf_format format);
 
 /* Work is cut into blocks, numbered from 0, whose bounds depend on the job alone. */
 uint64_t qf_job_blocks(const qf_job *job);
+/* Whether the job's scales take in more than a block: they are then found by qf_job_find_scales
+ * before the first block is run, as those of whole columns are. */
+bool qf_job_two_pass(const qf_job *job);
 uint64_t qf_copy_blocks(const qf_copy *copy);
 /* Part of the source that blocks [first, first + count) read; of a transposed job, the whole rows
  * of the source that they read from. Meaningless for spans of varints. */
@@ -106,16 +111,18 @@ qf_range qf_copy_reads(const qf_copy *copy, uint64_t first, uint64_t count);
 typedef struct qf_scratch {
     float *values; /* a block of the source as floats */
     float *floats; /* a block of float output on its way to an unaligned place */
+    float *scales; /* that a block found */
     int8_t *ints;  /* quantized elements that no output takes as they are */
-    size_t int_count;
+    size_t int_count, scale_count;
+    struct qf_error_sums *errors; /* borrowed; quantized elements are counted there. NULL: not */
 } qf_scratch;
 void qf_scratch_release(qf_scratch *scratch);
 
 /* Where blocks go. `room` gives memory for n <= QF_ROOM bytes at `offset` of output file `file`,
- * which holds the block's bytes by the next request for the same slot: one for each target, and one
- * for scales. */
+ * which holds the block's bytes by the next request for the same slot: slot t has
+ * what goes to target t, slot QF_TARGETS + t its scales. */
 enum { QF_ROOM = 256 * 1024 };
-enum { QF_SLOTS = QF_TARGETS + 1, QF_SLOT_SCALES = QF_TARGETS };
+enum { QF_SLOTS = 2 * QF_TARGETS };
 typedef struct qf_sink {
     qf_status (*room)(void *user, int slot, int file, uint64_t offset, size_t n, unsigned char **at,
                       qf_error *err);
@@ -136,6 +143,18 @@ void qf_varint_index_release(qf_varint_index *index);
  * share a stretch of the index. */
 qf_range qf_varint_index_bytes(const qf_varint_index *index, const qf_span *span, unsigned width,
                                qf_range plain);
+
+/* Of a job in two passes: reads stretch `part` of `parts` and takes its magnitudes into `largest`,
+ * one for each scale, which begins as zeros; then makes scales of all magnitudes, in place, and
+ * stores them. A job whose `scales` then points there and whose `found` is NULL is an ordinary one
+ * (qf_job_with_scales). */
+uint64_t qf_job_scale_count(const qf_job *job);
+uint64_t qf_job_scale_bytes(const qf_job *job); /* of them in scale_type, in one file */
+qf_status qf_job_find_largest(const qf_job *job, const qf_varint_index *index, uint64_t block,
+                              qf_scratch *scratch, float *largest, qf_error *err);
+qf_status qf_job_store_scales(const qf_job *job, float *largest, const qf_sink *sink,
+                              qf_error *err);
+qf_job qf_job_with_scales(const qf_job *job, const float *scales);
 
 qf_status qf_job_run_block(const qf_job *job, const qf_varint_index *index, uint64_t block,
                            qf_scratch *scratch, const qf_sink *sink, qf_error *err);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "exec/source.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/half.h"
 #include "kernels.h"
 #include "onnx/wire.h"
 
@@ -74,6 +76,21 @@ void qf_source_elements(const qf_span *span, const qf_varint_index *index, unsig
     }
 }
 
+/* An 8-bit float is a half whose lower bits are missing; one with 4 bits of exponent, bias 7, is
+ * also 2^8 too small as such. Its only NaN has all bits set. */
+static void load_f8(const unsigned char *src, size_t n, bool e4m3, float *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        unsigned magnitude = src[i] & 0x7fu;
+        if (e4m3)
+            out[i] = magnitude == 0x7f ? NAN : 256 * qf_half_value((uint16_t)(magnitude << 7));
+        else
+            out[i] = qf_half_value((uint16_t)(magnitude << 8));
+        if (src[i] & 0x80)
+            out[i] = -out[i];
+    }
+}
+
 void qf_source_floats(const qf_span *span, const qf_varint_index *index, int32_t data_type,
                       uint64_t first, size_t n, float *out)
 {
@@ -102,6 +119,10 @@ void qf_source_floats(const qf_span *span, const qf_varint_index *index, int32_t
         break;
     case ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE:
         k->load_f64(src, n, out);
+        break;
+    case QF_DTYPE_F8_E4M3FN:
+    case QF_DTYPE_F8_E5M2:
+        load_f8(src, n, data_type == QF_DTYPE_F8_E4M3FN, out);
         break;
     default:
         if (n)

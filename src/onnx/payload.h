@@ -31,7 +31,7 @@ enum {
 };
 
 /* TensorProto.DataType; onnx.proto files before 1.16 do not name them. */
-enum { QF_DTYPE_UINT4 = 21, QF_DTYPE_INT4 = 22 };
+enum { QF_DTYPE_F8_E4M3FN = 17, QF_DTYPE_F8_E5M2 = 19, QF_DTYPE_UINT4 = 21, QF_DTYPE_INT4 = 22 };
 
 /* Bytes in a source file. */
 typedef struct qf_span {
