@@ -27,7 +27,9 @@ static bool read_form(const char *word, qf_scheme *s)
     if (!rest || !*rest)
         return rest != NULL;
     rest = behind(rest, ":group=");
-    return rest && read_group(rest, &s->group);
+    if (!rest || !read_group(rest, &s->group))
+        return false;
+    return s->bits == 8 || s->group % 2 == 0; /* two int4 share a byte */
 }
 
 static qf_status compile(const char *option, const char *pattern, regex_t *out, bool *has,
@@ -62,7 +64,8 @@ qf_status qf_scheme_read(const qf_export_options *o, qf_scheme *out, qf_error *e
     if (!out->from_record && !read_form(o->weight_only, out))
         return qf_fail(err, QF_ERR_USAGE,
                        "--weight-only is '%.60s'; it must be w8a16, w4a16, one of them with a "
-                       "group of 2 or more elements, as in w4a16:group=128, or record",
+                       "group of 2 or more elements (for w4a16 an even number), as in "
+                       "w4a16:group=128, or record",
                        o->weight_only);
     qf_status status = compile("include", o->include, &out->include, &out->has_include, err);
     if (status == QF_OK)
