@@ -396,6 +396,8 @@ typedef struct qf_output_file {
 } qf_output_file;
 QF_API size_t qf_plan_output_count(const qf_plan *plan);
 QF_API qf_output_file qf_plan_output(const qf_plan *plan, size_t index);
+/* Bytes that are not written because `dedup` found equal ones. */
+QF_API uint64_t qf_plan_bytes_saved(const qf_plan *plan);
 
 /* Outcome of an export. */
 typedef struct qf_report qf_report;

@@ -32,6 +32,8 @@ static const char help[] =
     "                          with a DequantizeLinear, activations as they are\n"
     "  --include REGEX         of these, the weights of such tensor or node names alone\n"
     "  --exclude REGEX         but not these; both POSIX extended regular expressions\n"
+    "  --dedup                 write external tensors of the same bytes once (those inside the\n"
+    "                          .onnx cannot be shared)\n"
     "  --threads N             cores to use (default: all)\n"
     "  --io HOW                auto (default), pwrite, mmap, direct: how output is written\n"
     "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
@@ -70,6 +72,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"weight-only", required_argument, NULL, 'W'},
                                              {"include", required_argument, NULL, '+'},
                                              {"exclude", required_argument, NULL, '-'},
+                                             {"dedup", no_argument, NULL, 'D'},
                                              {"threads", required_argument, NULL, 't'},
                                              {"io", required_argument, NULL, 'I'},
                                              {"fsync", no_argument, NULL, 'f'},
@@ -197,6 +200,9 @@ static bool set_option(arguments *a, int option, char *value)
         return true;
     case '-':
         a->options.exclude = value;
+        return true;
+    case 'D':
+        a->options.dedup = true;
         return true;
     case 'n':
         a->dry_run = true;
@@ -389,6 +395,9 @@ static void print_summary(const arguments *a, const qf_plan *plan, const qf_repo
         print_skipped(plan);
     printf("%s\n", report ? "wrote" : "would write");
     print_outputs(plan);
+    if (qf_plan_bytes_saved(plan))
+        printf("saved %s by writing equal tensors once\n",
+               cli_bytes(qf_plan_bytes_saved(plan), out));
     if (!report)
         return;
     qf_report_totals t = qf_report_get(report);
@@ -446,6 +455,7 @@ static int print_result_json(const qf_plan *plan, const qf_report *report, qf_st
         cJSON_AddItemToObject(root, "layers", layers_json(plan));
         cJSON_AddItemToObject(root, "skipped", skipped);
         cJSON_AddItemToObject(root, "files", files);
+        cJSON_AddNumberToObject(root, "bytes_saved", (double)qf_plan_bytes_saved(plan));
     }
     if (report) {
         qf_report_totals t = qf_report_get(report);

@@ -30,6 +30,7 @@ typedef struct qf_job_output {
     int file; /* index of the output file */
     uint64_t offset;
     bool placed; /* file and offset are set */
+    bool lent;   /* so they are, but to where an equal payload is written: nothing is to be done */
 } qf_job_output;
 
 /* The scales of a source whose elements are scaled already, as those of 8-bit floats are: element

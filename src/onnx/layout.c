@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "base/spill.h"
+#include "onnx/same.h"
 #include "onnx/splice.h"
 
 enum {
@@ -19,6 +20,15 @@ enum {
 static const char *const external_suffix[QF_TARGETS] = {"_deploy.external", "_fakequant.external"};
 static const char *const model_suffix[QF_TARGETS] = {"deploy_model", "fake_quant_model"};
 
+/* An external tensor that others of the same bytes may refer to. */
+typedef struct lender {
+    size_t payload;
+    int32_t data_type;
+    int file;
+    uint64_t offset;
+    const struct lender *next; /* another one of the same key */
+} lender;
+
 typedef struct layouter {
     qf_layout *out;
     Onnx__ModelProto *model;
@@ -28,7 +38,8 @@ typedef struct layouter {
      * external in the source. */
     Onnx__TensorProto **tensors;
     size_t tensor_count, tensor_cap;
-    int single_file; /* index of the one external file, -1 before it is made */
+    int single_file;   /* index of the one external file, -1 before it is made */
+    qf_strmap lenders; /* qf_same_key -> lender */
     qf_error *err;
 } layouter;
 
@@ -303,9 +314,71 @@ static bool refer_to(layouter *l, Onnx__TensorProto *tensor, int file, uint64_t 
     return true;
 }
 
+/* ---- equal tensors ---- */
+
+/* Where the scales of a job lie inside a model, the job must run for them, so it cannot lend; such
+ * matrices are told apart before (weight_only.c). */
+static bool can_lend(const qf_payload *p)
+{
+    return p->kind == QF_PAYLOAD_SPAN || (p->kind == QF_PAYLOAD_JOB && !p->job->found);
+}
+
+static bool is_equal(const layouter *l, const qf_payload *p, int32_t data_type, const lender *known)
+{
+    const qf_payload *other = &l->payloads->items[known->payload];
+    return other->kind == p->kind && known->data_type == data_type &&
+           other->raw_length == p->raw_length &&
+           (p->kind == QF_PAYLOAD_SPAN || qf_same_work(p->job, other->job)) &&
+           qf_same_bytes(&p->span, &other->span, l->request->sources);
+}
+
+/* The tensor names the place of an equal one if there is one; *key is for those to come. */
+static qf_status borrow(layouter *l, Onnx__TensorProto *tensor, char **key, bool *borrowed)
+{
+    const qf_payload *p = payload_of(l, tensor);
+    *borrowed = false;
+    if (!l->request->dedup || !can_lend(p))
+        return QF_OK;
+    *key = qf_same_key(l->out->arena, &p->span, tensor->data_type, l->request->sources);
+    if (!*key)
+        return qf_fail_memory(l->err);
+    const lender *known = qf_strmap_get(&l->lenders, *key);
+    while (known && !is_equal(l, p, tensor->data_type, known))
+        known = known->next;
+    if (!known)
+        return QF_OK;
+    *borrowed = true;
+    l->out->saved += p->raw_length;
+    if (p->kind == QF_PAYLOAD_JOB) {
+        qf_job_output *out = &p->job->out[l->request->target];
+        out->file = known->file;
+        out->offset = known->offset;
+        out->lent = true;
+    }
+    return refer_to(l, tensor, known->file, known->offset, p->raw_length) ? QF_OK
+                                                                          : qf_fail_memory(l->err);
+}
+
+static bool lend(layouter *l, const char *key, lender made)
+{
+    lender *entry = qf_arena_alloc(l->out->arena, sizeof *entry);
+    if (!entry)
+        return false;
+    *entry = made;
+    entry->next = qf_strmap_get(&l->lenders, key);
+    return qf_strmap_set(&l->lenders, key, entry);
+}
+
+/* ---- into external files ---- */
+
 /* Moves a tensor's data into an external file. */
 static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
 {
+    char *key = NULL;
+    bool borrowed;
+    qf_status found = borrow(l, tensor, &key, &borrowed);
+    if (found != QF_OK || borrowed)
+        return found;
     size_t index = qf_tensor_payload(tensor);
     uint64_t length = l->payloads->items[index].raw_length, offset = 0;
     int file;
@@ -324,7 +397,12 @@ static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
     }
     l->out->files[file].size = offset + length;
     qf_status status = place(l, tensor, index, file, offset, true);
-    if (status == QF_OK && !refer_to(l, tensor, file, offset, length))
+    if (status == QF_OK && (!refer_to(l, tensor, file, offset, length) ||
+                            (key && !lend(l, key,
+                                          (lender){.payload = index,
+                                                   .data_type = tensor->data_type,
+                                                   .file = file,
+                                                   .offset = offset}))))
         status = qf_fail_memory(l->err);
     return status;
 }
@@ -343,7 +421,7 @@ static qf_status take_from_deploy(layouter *l, Onnx__TensorProto *tensor)
 {
     const qf_payload *p = payload_of(l, tensor);
     const qf_job_output *there = &p->job->out[QF_DEPLOY];
-    if (!there->placed)
+    if (!there->placed && !there->lent)
         return qf_fail(l->err, QF_ERR_SYSTEM,
                        "internal error: tensor '%s' is to be shared but has no place",
                        p->job->tensor);
@@ -470,6 +548,7 @@ qf_status qf_layout_add(qf_layout *layout, Onnx__ModelProto *model, const qf_pay
     if (status == QF_OK)
         status = lay_out_graph(&l, &spliced, file);
     qf_spliced_release(&spliced);
+    qf_strmap_release(&l.lenders);
     qf_spill_free(l.tensors);
     return status;
 }

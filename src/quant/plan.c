@@ -73,7 +73,9 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_linked *link
                                  o->external_threshold,
                                  o->external_layout,
                                  plan->model->files[0].path,
-                                 o->fake_quant_weights == QF_FAKE_QUANT_SHARED};
+                                 o->fake_quant_weights == QF_FAKE_QUANT_SHARED,
+                                 o->dedup,
+                                 plan->model->files};
     qf_status status = qf_passes_run(plan, &linked->ir, target, err);
     if (status == QF_OK)
         status = qf_ir_finish(&linked->ir, plan->model->files[0].path, err);
@@ -402,6 +404,7 @@ void qf_plan_free(qf_plan *plan)
     qf_strmap_release(&plan->weight_of_payload);
     qf_strmap_release(&plan->matrix_record_of_node);
     qf_strmap_release(&plan->matrix_of_payload);
+    qf_strmap_release(&plan->matrix_of_bytes);
     qf_scheme_release(&plan->scheme);
     qf_spill_free(plan->matrices);
     qf_spill_free(plan->float_layers);
@@ -466,6 +469,11 @@ qf_skipped_layer qf_plan_skipped(const qf_plan *plan, size_t index)
 size_t qf_plan_output_count(const qf_plan *plan)
 {
     return plan->layout.file_count;
+}
+
+uint64_t qf_plan_bytes_saved(const qf_plan *plan)
+{
+    return plan->layout.saved;
 }
 
 qf_output_file qf_plan_output(const qf_plan *plan, size_t index)

@@ -84,6 +84,9 @@ typedef struct qf_matrix {
     int64_t axis;   /* along which the scales go; with groups, along which those lie */
     uint64_t group; /* 0: a whole channel, or all, if there is one scale */
     size_t payload, scale_payload; /* in plan->payloads */
+    size_t graph;                  /* index of the graph that holds it */
+    size_t equal;                  /* matrix + 1 whose integers and scales these are; 0: none */
+    size_t previous;               /* matrix + 1 of the same qf_same_key; 0: none */
 } qf_matrix;
 
 /* A layer whose weight is a qf_matrix and whose activations stay as they are. */
@@ -122,6 +125,7 @@ struct qf_plan {
     qf_float_layer *float_layers;
     size_t float_layer_count, float_layer_cap;
     qf_strmap matrix_of_payload; /* payload index as text -> matrix + 1 */
+    qf_strmap matrix_of_bytes;   /* with dedup: qf_same_key -> matrix + 1, the latest */
     bool opset_refused;          /* it is one finding, not one for each layer */
     qf_strmap weight_of_payload; /* payload index as text -> layer + 1, the latest */
     qf_strmap folded;            /* names of Conv nodes that took in a batch norm */

@@ -12,6 +12,7 @@
 #include "base/half.h"
 #include "base/spill.h"
 #include "kernels.h"
+#include "onnx/same.h"
 #include "quant/constants.h"
 #include "quant/plan.h"
 
@@ -346,27 +347,50 @@ static bool enter_payloads(const chooser *c, qf_matrix *m, const void *scales)
     return m->payload != SIZE_MAX && m->scale_payload != SIZE_MAX;
 }
 
-/* Adds the matrix to the plan's tables and its job to the list of work. */
-static bool enter_matrix(chooser *c, qf_matrix *m, const char *payload_key)
+static bool enter_job(qf_plan *plan, qf_job *job)
+{
+    if (!qf_table_grow((void **)&plan->jobs, &plan->job_cap, plan->job_count + 1,
+                       sizeof *plan->jobs))
+        return false;
+    plan->jobs[plan->job_count++] = job;
+    return true;
+}
+
+/* With dedup: a matrix of the same bytes that comes to the same integers and scales, in a graph
+ * whose tensors this one's nodes can read. */
+static bool find_equal(const chooser *c, qf_matrix *m)
 {
     qf_plan *plan = c->plan;
-    float *values = NULL;
-    void *scales = NULL;
-    if (c->record != SIZE_MAX && !(scales = store_scales(c, m->scale_type, &values)))
-        return false;
-    if (c->refused)
+    const qf_file *sources = plan->model->files;
+    if (!plan->options.dedup)
         return true;
-    m->job->scales = values;
-    if ((c->record == SIZE_MAX && !find_scales(c, m)) || !enter_payloads(c, m, scales) ||
-        !qf_table_grow((void **)&plan->jobs, &plan->job_cap, plan->job_count + 1,
-                       sizeof *plan->jobs) ||
+    char *key = qf_same_key(&plan->arena, &m->job->source, m->job->data_type, sources);
+    if (!key)
+        return false;
+    m->previous = (size_t)(uintptr_t)qf_strmap_get(&plan->matrix_of_bytes, key);
+    for (size_t at = m->previous; at && !m->equal; at = plan->matrices[at - 1].previous) {
+        const qf_matrix *other = &plan->matrices[at - 1];
+        bool visible = other->graph == m->graph || other->graph == 0;
+        if (visible && !other->equal && qf_same_work(m->job, other->job) &&
+            qf_same_bytes(&m->job->source, &other->job->source, sources))
+            m->equal = at;
+    }
+    return qf_strmap_set(&plan->matrix_of_bytes, key, (void *)(plan->matrix_count + 1));
+}
+
+/* Adds the matrix to the plan's tables, and its job to the list of work. */
+static bool enter_matrix(const chooser *c, qf_matrix *m, const void *scales,
+                         const char *payload_key)
+{
+    qf_plan *plan = c->plan;
+    const char *key = qf_arena_strdup(&plan->arena, payload_key);
+    if (!key || !find_equal(c, m) ||
+        (!m->equal && (!enter_payloads(c, m, scales) || !enter_job(plan, m->job))) ||
         !qf_table_grow((void **)&plan->matrices, &plan->matrix_cap, plan->matrix_count + 1,
                        sizeof *plan->matrices))
         return false;
-    plan->jobs[plan->job_count++] = m->job;
     plan->matrices[plan->matrix_count++] = *m;
-    const char *key = qf_arena_strdup(&plan->arena, payload_key);
-    return key && qf_strmap_set(&plan->matrix_of_payload, key, (void *)plan->matrix_count);
+    return qf_strmap_set(&plan->matrix_of_payload, key, (void *)plan->matrix_count);
 }
 
 static bool make_matrix(chooser *c, const char *payload_key)
@@ -374,9 +398,17 @@ static bool make_matrix(chooser *c, const char *payload_key)
     qf_matrix m = {.node_id = c->node->id,
                    .record = c->record,
                    .float_type = c->probe.weight->data_type,
-                   .scale_type = scale_type(c)};
+                   .scale_type = scale_type(c),
+                   .graph = qf_value_source(c->probe.weight_value)->graph->index};
     shape_matrix(c, &m);
-    return new_job(c, &m) && enter_matrix(c, &m, payload_key);
+    if (!new_job(c, &m))
+        return false;
+    if (c->record == SIZE_MAX)
+        return find_scales(c, &m) && enter_matrix(c, &m, NULL, payload_key);
+    float *values;
+    const void *scales = store_scales(c, m.scale_type, &values);
+    m.job->scales = values;
+    return scales && (c->refused || enter_matrix(c, &m, scales, payload_key));
 }
 
 /* A matrix that two layers read is quantized once, so their records must agree. */
