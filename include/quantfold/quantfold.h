@@ -405,6 +405,7 @@ typedef struct qf_report_totals {
     uint64_t bytes_read;    /* weight bytes of the source */
     uint64_t bytes_written; /* all output files */
     double seconds;         /* from the first write to the last rename */
+    uint64_t bytes_kept;    /* of those written: what an earlier run had written already */
 } qf_report_totals;
 QF_API qf_report_totals qf_report_get(const qf_report *report);
 QF_API void qf_report_free(qf_report *report);

@@ -46,6 +46,7 @@ qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_erro
     if (status != QF_OK)
         return status;
     qf_file file = {.size = (uint64_t)st.st_size, .device = st.st_dev, .inode = st.st_ino};
+    file.modified = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
     file.path = strdup(path);
     if (!file.path) {
         close(fd);

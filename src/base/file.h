@@ -15,6 +15,7 @@ typedef struct qf_file {
     uint64_t size;
     dev_t device;
     ino_t inode;
+    int64_t modified; /* nanoseconds since 1970 */
 } qf_file;
 
 /* `what` names the role in messages: "model", "record file", "external data". */

@@ -14,6 +14,7 @@ int cmd_export(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_record(int argc, char **argv);
+int cmd_commit(int argc, char **argv);
 
 /* Options that several subcommands take. */
 typedef struct cli_inputs {
@@ -56,6 +57,8 @@ bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_
 void cli_put_text(FILE *out, const char *text);
 /* 1234567 -> "1.2 MB". */
 const char *cli_bytes(uint64_t bytes, char buffer[32]);
+/* Reads "I/N" or "slurm" (the variables of a job step or array task); false with a message. */
+bool cli_read_shard(const char *text, uint32_t *shard, uint32_t *count);
 /* Prints and deletes a JSON document; EXIT_DONE or EXIT_SYSTEM. */
 int cli_print_json(cJSON *root);
 /* Adds a string member; bytes that are not UTF-8 become U+FFFD: names come from files. */

@@ -38,6 +38,11 @@ static const char help[] =
     "  --io HOW                auto (default), pwrite, mmap, direct: how output is written\n"
     "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
     "  --memory-limit SIZE     resident memory, as 512M or 2G (default: a quarter of the RAM)\n"
+    "  --manifest              write PREFIX.manifest.json too: hashes and error statistics\n"
+    "  --resume                go on where a killed run ended; keep what is done if this one "
+    "fails\n"
+    "  --shard I/N             write part I (from 0) of N, to be put in place by 'quantfold\n"
+    "                          commit'; slurm: the numbers of this job step or array task\n"
     "  --progress WHEN         auto (default), always, never\n"
     "  --dry-run               validate and print the plan; write nothing\n"
     "  --json                  the result as JSON on standard output\n"
@@ -78,6 +83,9 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"fsync", no_argument, NULL, 'f'},
                                              {"no-fsync", no_argument, NULL, 'F'},
                                              {"memory-limit", required_argument, NULL, 'M'},
+                                             {"manifest", no_argument, NULL, 'A'},
+                                             {"resume", no_argument, NULL, 'R'},
+                                             {"shard", required_argument, NULL, 'H'},
                                              {"progress", required_argument, NULL, 'p'},
                                              {"dry-run", no_argument, NULL, 'n'},
                                              {"json", no_argument, NULL, 'j'},
@@ -222,6 +230,14 @@ static bool set_option(arguments *a, int option, char *value)
     case 'F':
         a->options.no_sync = true;
         return true;
+    case 'A':
+        a->options.manifest = true;
+        return true;
+    case 'R':
+        a->options.resume = true;
+        return true;
+    case 'H':
+        return cli_read_shard(value, &a->options.shard, &a->options.shard_count);
     case 'X':
     case 't':
     case 'M':
@@ -386,7 +402,7 @@ static void print_outputs(const qf_plan *plan)
 
 static void print_summary(const arguments *a, const qf_plan *plan, const qf_report *report)
 {
-    char in[32], out[32], rate[32];
+    char in[32], out[32], rate[32], kept[32];
     printf("%s %zu of %zu layers\n", report ? "quantized" : "would quantize",
            qf_plan_layer_count(plan), qf_plan_layer_count(plan) + qf_plan_skipped_count(plan));
     if (a->verbose)
@@ -402,6 +418,13 @@ static void print_summary(const arguments *a, const qf_plan *plan, const qf_repo
         return;
     qf_report_totals t = qf_report_get(report);
     double per_second = t.seconds > 0 ? (double)(t.bytes_read + t.bytes_written) / t.seconds : 0;
+    if (t.bytes_kept)
+        printf("%s were there from an earlier run\n", cli_bytes(t.bytes_kept, kept));
+    if (a->options.shard_count)
+        printf(
+            "shard %u of %u is done; when all are, 'quantfold commit --save-path %s' puts them in "
+            "place\n",
+            a->options.shard, a->options.shard_count, a->options.save_path);
     printf("%s in, %s out, %.2f s, %s/s\n", cli_bytes(t.bytes_read, in),
            cli_bytes(t.bytes_written, out), t.seconds, cli_bytes((uint64_t)per_second, rate));
 }
@@ -461,6 +484,7 @@ static int print_result_json(const qf_plan *plan, const qf_report *report, qf_st
         qf_report_totals t = qf_report_get(report);
         cJSON_AddNumberToObject(root, "bytes_read", (double)t.bytes_read);
         cJSON_AddNumberToObject(root, "bytes_written", (double)t.bytes_written);
+        cJSON_AddNumberToObject(root, "bytes_kept", (double)t.bytes_kept);
         cJSON_AddNumberToObject(root, "seconds", t.seconds);
     }
     return cli_print_json(root);

@@ -10,6 +10,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"export", cmd_export, "write the deploy and fake_quant models"},
+    {"commit", cmd_commit, "put in place what the shards of an export have written"},
     {"check", cmd_check, "validate model, config and record; report everything that is wrong"},
     {"record", cmd_record,
      "calculate a record from weights and ranges, or take it from a QDQ model"},

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "cli/cli.h"
 
 int cli_exit_code(qf_status status)
@@ -119,36 +120,9 @@ int cli_print_json(cJSON *root)
     return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
 }
 
-/* Length of the UTF-8 sequence at `p`, 0 if it is not one. */
-static size_t utf8_length(const unsigned char *p)
-{
-    size_t n = p[0] < 0x80                   ? 1
-               : p[0] >= 0xf0 && p[0] < 0xf5 ? 4
-               : p[0] >= 0xe0 && p[0] < 0xf0 ? 3
-               : p[0] >= 0xc2 && p[0] < 0xe0 ? 2
-                                             : 0;
-    for (size_t i = 1; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    }
-    return n;
-}
-
 void cli_json_text(cJSON *object, const char *key, const char *text)
 {
-    static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
-    char *clean = malloc(3 * strlen(text) + 1), *at = clean;
-    if (!clean)
-        return;
-    for (const char *p = text; *p;) {
-        size_t n = utf8_length((const unsigned char *)p);
-        memcpy(at, n ? p : replacement, n ? n : 3);
-        at += n ? n : 3;
-        p += n ? n : 1;
-    }
-    *at = '\0';
-    cJSON_AddStringToObject(object, key, clean);
-    free(clean);
+    qf_json_add_text(object, key, text);
 }
 
 cJSON *cli_json_diagnostics(const qf_diagnostics *list)

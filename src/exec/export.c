@@ -3,14 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "exec/run.h"
-#include "exec/stage.h"
+#include "exec/output.h"
 #include "kernels.h"
 #include "quant/plan.h"
-
-struct qf_report {
-    qf_report_totals totals;
-};
 
 const char *qf_version(void)
 {
@@ -30,101 +25,44 @@ void qf_export_options_init_sized(qf_export_options *options, size_t size)
     memcpy(options, &defaults, size < sizeof defaults ? size : sizeof defaults);
 }
 
-/* A job whose outputs no model asked for (folded, then quantized) has nothing to do. */
-static bool is_wanted(const qf_job *job)
-{
-    bool wanted = false;
-    for (int t = 0; t < QF_TARGETS; t++)
-        wanted |= job->out[t].placed || (job->found && job->found->out[t].placed);
-    return wanted;
-}
-
-static qf_status write_files(const qf_plan *plan, qf_stage *stage, qf_error *err)
-{
-    const qf_layout *layout = &plan->layout;
-    qf_status status = QF_OK;
-    qf_io io = qf_io_choose(plan->options.io, !plan->options.no_sync, plan->bytes_out);
-    stage->direct = io == QF_IO_DIRECT;
-    stage->unsynced = plan->options.no_sync;
-    for (size_t i = 0; status == QF_OK && i < layout->file_count; i++) {
-        size_t index;
-        status = qf_stage_create(stage, layout->files[i].name, layout->files[i].size, &index, err);
-    }
-    if (status != QF_OK)
-        return status;
-    qf_job **jobs = malloc((plan->job_count + 1) * sizeof *jobs);
-    size_t count = 0;
-    if (!jobs)
-        return qf_fail_memory(err);
-    for (size_t i = 0; i < plan->job_count; i++) {
-        if (is_wanted(plan->jobs[i]))
-            jobs[count++] = plan->jobs[i];
-    }
-    qf_work work = {.jobs = jobs,
-                    .job_count = count,
-                    .layout = layout,
-                    .sources = plan->model->files,
-                    .source_count = plan->model->file_count,
-                    .io = io,
-                    .memory_limit = plan->options.memory_limit,
-                    .threads = plan->options.threads,
-                    .progress = plan->options.progress,
-                    .progress_user = plan->options.progress_user};
-    status = qf_work_run(&work, stage, err);
-    free(jobs);
-    return status;
-}
-
-static uint64_t bytes_read(const qf_plan *plan)
-{
-    uint64_t n = 0;
-    for (size_t i = 0; i < plan->job_count; i++) {
-        if (is_wanted(plan->jobs[i]))
-            n += plan->jobs[i]->source.length;
-    }
-    for (size_t i = 0; i < plan->layout.copy_count; i++)
-        n += plan->layout.copies[i].source.length;
-    return n;
-}
-
 qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err)
 {
     if (!plan || plan->ran)
         return qf_fail(err, QF_ERR_USAGE, "qf_export takes a plan that has not been run");
     plan->ran = true;
-    double start = qf_monotonic_seconds();
-    qf_report *report = calloc(1, sizeof *report);
-    qf_stage stage;
-    if (!report)
+    const qf_export_options *o = &plan->options;
+    const qf_run_options how = {.threads = o->threads,
+                                .io = o->io,
+                                .memory_limit = o->memory_limit,
+                                .no_sync = o->no_sync,
+                                .manifest = o->manifest,
+                                .resume = o->resume,
+                                .shard = o->shard,
+                                .shard_count = o->shard_count,
+                                .progress = o->progress,
+                                .progress_user = o->progress_user};
+    char *name =
+        qf_arena_printf(&plan->arena, "%s%smanifest.json", plan->prefix, *plan->prefix ? "." : "");
+    /* a job whose outputs no model asked for (folded, then quantized) has nothing to do */
+    qf_job **jobs = malloc((plan->job_count + 1) * sizeof *jobs);
+    if (!jobs || !name) {
+        free(jobs);
         return qf_fail_memory(err);
-    qf_status status = qf_stage_open(plan->folder, plan->prefix, &stage, err);
-    if (status == QF_OK) {
-        status = write_files(plan, &stage, err);
-        if (status == QF_OK)
-            status = qf_stage_commit(&stage, err);
-        qf_stage_close(&stage);
     }
-    if (status != QF_OK) {
-        free(report);
-        return status;
+    qf_output what = {.folder = plan->folder,
+                      .prefix = plan->prefix,
+                      .layout = &plan->layout,
+                      .jobs = jobs,
+                      .sources = plan->model->files,
+                      .source_count = plan->model->file_count,
+                      .manifest_name = name};
+    for (size_t i = 0; i < plan->job_count; i++) {
+        if (plan->jobs[i]->out[QF_DEPLOY].placed || plan->jobs[i]->out[QF_FAKE_QUANT].placed)
+            jobs[what.job_count++] = plan->jobs[i];
     }
-    report->totals =
-        (qf_report_totals){bytes_read(plan), plan->bytes_out, qf_monotonic_seconds() - start};
-    if (out)
-        *out = report;
-    else
-        free(report);
-    return QF_OK;
-}
-
-qf_report_totals qf_report_get(const qf_report *report)
-{
-    return report->totals;
-}
-
-void qf_report_free(qf_report *report)
-{
-    free(report);
+    qf_status status = qf_output_run(&what, &how, out, err);
+    free(jobs);
+    return status;
 }
 
 qf_status qf_save_quant_retrain_model(const char *config_file, const char *model_file,

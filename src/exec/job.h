@@ -56,6 +56,7 @@ enum { QF_FOUND_WIDEST = 2 * 1024 * 1024 }; /* elements of a band that is quanti
 
 typedef struct qf_job {
     const char *file, *layer, *tensor; /* for messages */
+    const char *scale_tensor;          /* name of what `found` makes, likewise */
     qf_span source;
     int32_t data_type; /* a float type, or one that is quantized already: qf_source_is_integer */
     uint64_t rows, cols;

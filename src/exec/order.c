@@ -141,3 +141,26 @@ qf_status qf_order_build(qf_job *const *jobs, size_t job_count, const qf_layout 
     }
     return status;
 }
+
+void qf_part_places(qf_part part, qf_job *const *jobs, const qf_layout *layout,
+                    qf_place out[QF_SLOTS])
+{
+    for (int i = 0; i < QF_SLOTS; i++)
+        out[i] = (qf_place){0};
+    if (part.kind == QF_PART_LITERAL) {
+        const qf_literal *l = &layout->literals[part.index];
+        out[l->target] = (qf_place){l->file, l->offset, l->length, true};
+        return;
+    }
+    for (int t = 0; t < QF_TARGETS; t++) {
+        const qf_job *job = part.kind == QF_PART_JOB ? jobs[part.index] : NULL;
+        const qf_copy *copy = job ? NULL : &layout->copies[part.index];
+        const qf_job_output *o = job ? &job->out[t] : &copy->out[t];
+        if (o->placed)
+            out[t] = (qf_place){o->file, o->offset,
+                                job ? qf_job_bytes(job, o->format) : copy->length, true};
+        if (job && job->found && job->found->out[t].placed)
+            out[QF_TARGETS + t] = (qf_place){job->found->out[t].file, job->found->out[t].offset,
+                                             qf_job_scale_bytes(job), true};
+    }
+}

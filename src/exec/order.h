@@ -16,6 +16,15 @@ typedef struct qf_part {
     uint32_t index : 29; /* in the layout's literals or copies, or in the jobs */
 } qf_part;
 
+/* Where a piece goes: what it writes to each slot. */
+typedef struct qf_place {
+    int file;
+    uint64_t offset, length;
+    bool used;
+} qf_place;
+void qf_part_places(qf_part part, qf_job *const *jobs, const qf_layout *layout,
+                    qf_place out[QF_SLOTS]);
+
 /* *out is to be released with qf_spill_free. */
 qf_status qf_order_build(qf_job *const *jobs, size_t job_count, const qf_layout *layout,
                          qf_part **out, size_t *count, qf_error *err);

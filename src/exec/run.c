@@ -14,7 +14,7 @@
 
 #include "base/memory.h"
 #include "base/spill.h"
-#include "exec/order.h"
+#include "exec/hasher.h"
 #include "exec/writer.h"
 
 enum {
@@ -47,13 +47,13 @@ typedef struct run {
     const qf_work *work;
     const qf_stage *stage;
     scale scale;
-    qf_part *pieces;
+    const qf_part *pieces;
     size_t piece_count;
     item *items;
     size_t count, cap;
     qf_varint_index *job_indexes, *copy_indexes; /* NULL if no source is made of varints */
     uint64_t total;
-    _Atomic uint64_t done;
+    _Atomic uint64_t done, kept;
     _Atomic bool cancelled;
     _Atomic size_t failed; /* item of the error held, SIZE_MAX if none */
     omp_lock_t lock;       /* guards what follows; a critical section would export a symbol */
@@ -67,6 +67,15 @@ typedef struct worker {
     qf_scratch scratch;
     unsigned char *input; /* what was read past the page cache */
     size_t input_room;
+    float *scales;    /* of a job in two passes, while its blocks are run */
+    double last;      /* report of progress */
+    uint64_t counted; /* bytes of the item that progress has */
+    /* with a journal */
+    qf_hasher hasher;
+    qf_error_sums errors;
+    qf_result *pending; /* pieces that are made and not noted yet */
+    size_t pending_count, pending_cap;
+    uint64_t pending_bytes;
 } worker;
 
 qf_io qf_io_choose(qf_io wanted, bool synced, uint64_t bytes)
@@ -128,22 +137,38 @@ static uint64_t block_count(const run *r, qf_part p)
     return p.kind == QF_PART_JOB ? qf_job_blocks(job_of(r, p)) : qf_copy_blocks(copy_of(r, p));
 }
 
-/* Bytes that a piece writes to both models together, and the most to one of them. */
+/* Bytes that a piece writes in all, and the most to one of the models. */
 static uint64_t bytes_of(const run *r, qf_part p, uint64_t *largest)
 {
+    qf_place places[QF_SLOTS];
     uint64_t sum = 0;
     *largest = 0;
-    if (p.kind == QF_PART_LITERAL)
-        return *largest = r->work->layout->literals[p.index].length;
-    const qf_job_output *out = p.kind == QF_PART_JOB ? job_of(r, p)->out : copy_of(r, p)->out;
-    for (int t = 0; t < QF_TARGETS; t++) {
-        uint64_t n = !out[t].placed          ? 0
-                     : p.kind == QF_PART_JOB ? qf_job_bytes(job_of(r, p), out[t].format)
-                                             : copy_of(r, p)->length;
-        sum += n;
-        *largest = n > *largest ? n : *largest;
+    qf_part_places(p, r->work->jobs, r->work->layout, places);
+    for (int i = 0; i < QF_SLOTS; i++) {
+        sum += places[i].length;
+        *largest = places[i].length > *largest ? places[i].length : *largest;
     }
     return sum;
+}
+
+/* Whether this process writes the piece; all that a piece writes to has one owner. */
+static bool is_ours(const run *r, qf_part p)
+{
+    qf_place places[QF_SLOTS];
+    if (!r->work->owners)
+        return true;
+    qf_part_places(p, r->work->jobs, r->work->layout, places);
+    for (int i = 0; i < QF_SLOTS; i++) {
+        if (places[i].used)
+            return r->work->owners[places[i].file] == r->work->shard;
+    }
+    return false;
+}
+
+/* Whether one thread makes the whole piece. */
+static bool is_undivided(const run *r, qf_part p)
+{
+    return r->work->journal || (p.kind == QF_PART_JOB && qf_job_two_pass(job_of(r, p)));
 }
 
 /* ---- how much at once ---- */
@@ -236,6 +261,8 @@ static bool add_large(run *r, uint32_t at, uint64_t bytes, uint64_t largest)
 {
     uint64_t blocks = block_count(r, r->pieces[at]);
     uint64_t step = r->scale.out / (largest / blocks + 1) + 1;
+    if (is_undivided(r, r->pieces[at]))
+        step = blocks;
     for (uint64_t first = 0; first < blocks; first += step) {
         uint64_t n = blocks - first < step ? blocks - first : step;
         uint64_t share = bytes / blocks * n + (first + n == blocks ? bytes % blocks : 0);
@@ -252,6 +279,16 @@ static bool add_items(run *r)
     for (uint32_t i = 0; i < r->piece_count; i++) {
         qf_part p = r->pieces[i];
         uint64_t largest, bytes = bytes_of(r, p, &largest);
+        /* a batch is pieces one behind the other */
+        bool ours = is_ours(r, p);
+        if (!ours && batch.pieces) {
+            if (!add_item(r, batch))
+                return false;
+            batch = (item){0};
+            source = 0;
+        }
+        if (!ours)
+            continue;
         uint64_t length = p.kind == QF_PART_LITERAL ? 0 : span_of(r, p)->length;
         bool small = p.kind == QF_PART_LITERAL || !block_count(r, p) ||
                      (largest < SMALL && length < 4 * SMALL);
@@ -312,11 +349,7 @@ static qf_status index_varints(run *r)
 
 static qf_status prepare(run *r)
 {
-    const qf_work *w = r->work;
     qf_status status = index_varints(r);
-    if (status == QF_OK)
-        status =
-            qf_order_build(w->jobs, w->job_count, w->layout, &r->pieces, &r->piece_count, r->err);
     if (status == QF_OK)
         status = fit_memory(r);
     if (status == QF_OK && !add_items(r))
@@ -423,19 +456,49 @@ static bool copy_in_kernel(worker *k, const qf_copy *copy, const item *it)
     return moved;
 }
 
+static qf_sink sink_of(worker *k)
+{
+    return k->run->work->journal ? qf_hasher_sink(&k->hasher) : qf_writer_sink(&k->writer);
+}
+
+/* Only the calling thread reports, so that callers need no locks. */
+static void report(worker *k, qf_part p)
+{
+    run *r = k->run;
+    const qf_work *w = r->work;
+    if (!w->progress || omp_get_thread_num() != 0 || qf_monotonic_seconds() - k->last < 0.1)
+        return;
+    k->last = qf_monotonic_seconds();
+    if (!w->progress(atomic_load(&r->done), r->total, name_of(r, p), w->progress_user))
+        atomic_store(&r->cancelled, true);
+}
+
+static bool is_over(const run *r)
+{
+    return atomic_load(&r->cancelled);
+}
+
+/* Counts `bytes` of an item as done. */
+static void count(worker *k, qf_part p, uint64_t bytes)
+{
+    atomic_fetch_add(&k->run->done, bytes);
+    k->counted += bytes;
+    report(k, p);
+}
+
 /* Runs blocks of a piece; `data`, unless NULL, holds what they read of the source. */
 static qf_status run_blocks(worker *k, qf_part p, uint64_t first, uint64_t count,
                             const unsigned char *data, qf_error *err)
 {
     const run *r = k->run;
-    qf_sink sink = qf_writer_sink(&k->writer);
+    qf_sink sink = sink_of(k);
     qf_status status = QF_OK;
     qf_job job;
     qf_copy copy;
     /* where the span would begin if all of it were there */
     uintptr_t moved = data ? (uintptr_t)data - reads(r, p, first, count).offset : 0;
     if (p.kind == QF_PART_JOB)
-        job = *job_of(r, p);
+        job = k->scales ? qf_job_with_scales(job_of(r, p), k->scales) : *job_of(r, p);
     else
         copy = *copy_of(r, p);
     if (data && p.kind == QF_PART_JOB)
@@ -484,6 +547,9 @@ static qf_status run_large(worker *k, const item *it, qf_error *err)
         status = run_blocks(k, p, first, n, data, err);
         if (plain && !turned && !data)
             advise(r, span, reads(r, p, first, n), MADV_DONTNEED);
+        count(k, p, it->bytes / it->count * n);
+        if (is_over(r))
+            break;
     }
     if (turned && plain)
         advise(r, span, all, MADV_DONTNEED);
@@ -502,32 +568,156 @@ static qf_status run_small(worker *k, qf_part p, qf_error *err)
     return qf_writer_put(&k->writer, l->target, l->file, l->offset, l->data, l->length, err);
 }
 
-static qf_status run_item(worker *k, const item *it, qf_error *err)
+/* ---- scales before weights ---- */
+
+/* The first pass of a job in two: its scales. The source stays in the page cache for the second. */
+static qf_status find_scales(worker *k, qf_part p, qf_error *err)
 {
     const run *r = k->run;
-    const qf_copy *copy = copy_of(r, r->pieces[it->piece]);
+    const qf_job *job = job_of(r, p);
+    uint64_t blocks = block_count(r, p), step = r->scale.step / QF_ROOM + 1;
+    qf_sink sink = sink_of(k);
     qf_status status = QF_OK;
-    if (it->count && copy && copy_in_kernel(k, copy, it))
-        return QF_OK;
-    if (it->count)
-        status = run_large(k, it, err);
-    for (uint32_t i = 0; !it->count && status == QF_OK && i < it->pieces; i++)
-        status = run_small(k, r->pieces[it->piece + i], err);
-    if (!it->count)
-        forget_batch(r, it);
-    return status == QF_OK ? qf_writer_flush(&k->writer, err) : status;
+    k->scales = qf_spill_alloc((size_t)qf_job_scale_count(job) * sizeof *k->scales);
+    if (!k->scales)
+        return qf_fail_memory(err);
+    if (!is_cached(span_of(r, p), reads(r, p, 0, blocks)))
+        advise(r, span_of(r, p), reads(r, p, 0, blocks), MADV_WILLNEED);
+    for (uint64_t b = 0; status == QF_OK && b < blocks && !is_over(r); b++) {
+        status = qf_job_find_largest(job, index_of(r, p), b, &k->scratch, k->scales, err);
+        uint64_t from = b / step * step;
+        if ((b + 1) % step == 0 && !index_of(r, p)->offsets)
+            advise(r, span_of(r, p), reads(r, p, from, step), MADV_DONTNEED);
+    }
+    return status == QF_OK ? qf_job_store_scales(job, k->scales, &sink, err) : status;
 }
 
-/* Only the calling thread reports, so that callers need no locks. */
-static void report(run *r, const item *it, double *last)
+/* ---- pieces, noted in the journal or not ---- */
+
+/* The blocks of an item of one piece, or a small piece if `it` is NULL. */
+static qf_status make_piece(worker *k, qf_part p, const item *it, qf_error *err)
 {
-    const qf_work *w = r->work;
-    if (!w->progress || omp_get_thread_num() != 0 || qf_monotonic_seconds() - *last < 0.1)
-        return;
-    *last = qf_monotonic_seconds();
-    if (!w->progress(atomic_load(&r->done), r->total, name_of(r, r->pieces[it->piece]),
-                     w->progress_user))
-        atomic_store(&r->cancelled, true);
+    const run *r = k->run;
+    const qf_copy *copy = copy_of(r, p);
+    qf_status status = QF_OK;
+    if (it && copy && copy_in_kernel(k, copy, it))
+        return QF_OK;
+    if (p.kind == QF_PART_JOB && qf_job_two_pass(job_of(r, p)))
+        status = find_scales(k, p, err);
+    if (status == QF_OK && !is_over(r))
+        status = it ? run_large(k, it, err) : run_small(k, p, err);
+    qf_spill_free(k->scales);
+    k->scales = NULL;
+    return status;
+}
+
+/* Whether an earlier run has written the piece and it is still what it was. */
+static bool is_kept(const run *r, size_t at, const qf_place places[QF_SLOTS])
+{
+    const qf_result *known = &r->work->journal->results[at];
+    if (!known->known)
+        return false;
+    for (int i = 0; i < QF_SLOTS; i++) {
+        qf_hash hash;
+        if (places[i].used && (!qf_hash_staged(r->stage, &places[i], &hash) ||
+                               memcmp(&hash, &known->hashes[i], sizeof hash) != 0))
+            return false;
+    }
+    return true;
+}
+
+static bool add_pending(worker *k, const qf_result *result, uint64_t bytes)
+{
+    if (!qf_grow((void **)&k->pending, &k->pending_cap, k->pending_count + 1, sizeof *result))
+        return false;
+    k->pending[k->pending_count++] = *result;
+    k->pending_bytes += bytes;
+    return true;
+}
+
+/* Notes the pieces that are made, all of whose bytes are with the kernel. */
+static qf_status note_pending(worker *k, qf_error *err)
+{
+    qf_status status = QF_OK;
+    for (size_t i = 0; status == QF_OK && i < k->pending_count; i++)
+        status = qf_journal_add(k->run->work->journal, &k->pending[i], err);
+    k->pending_count = 0;
+    k->pending_bytes = 0;
+    return status;
+}
+
+/* Hashes of what a piece has written. What did not go through in order is read back. */
+static qf_status hash_piece(worker *k, qf_part p, const qf_place places[QF_SLOTS],
+                            qf_result *result, qf_error *err)
+{
+    const run *r = k->run;
+    const qf_literal *l = p.kind == QF_PART_LITERAL ? &r->work->layout->literals[p.index] : NULL;
+    const qf_copy *copy = copy_of(r, p);
+    qf_status status = QF_OK;
+    for (int i = 0; i < QF_SLOTS && status == QF_OK; i++) {
+        if (!places[i].used)
+            continue;
+        if (l)
+            result->hashes[i] = qf_hash_of(l->data, l->length);
+        else if (copy && !k->hasher.slots[i].used) /* moved inside the kernel */
+            result->hashes[i] = qf_hash_of(copy->source.data, (size_t)copy->length);
+        else if (!qf_hasher_end(&k->hasher, i, &result->hashes[i])) {
+            status = qf_writer_flush(&k->writer, err);
+            status = status == QF_OK ? qf_writer_finish(&k->writer, err) : status;
+            if (status == QF_OK && !qf_hash_staged(r->stage, &places[i], &result->hashes[i]))
+                status = qf_fail(err, QF_ERR_SYSTEM, "what was written cannot be read back");
+        }
+    }
+    return status;
+}
+
+static qf_status run_piece(worker *k, uint32_t at, const item *it, qf_error *err)
+{
+    run *r = k->run;
+    qf_part p = r->pieces[at];
+    if (!r->work->journal)
+        return make_piece(k, p, it, err);
+    qf_place places[QF_SLOTS];
+    uint64_t largest, bytes = bytes_of(r, p, &largest);
+    qf_part_places(p, r->work->jobs, r->work->layout, places);
+    if (is_kept(r, at, places)) {
+        atomic_fetch_add(&r->kept, bytes);
+        return QF_OK;
+    }
+    qf_result result = {.piece = at};
+    qf_hasher_begin(&k->hasher);
+    k->errors = (qf_error_sums){0};
+    qf_status status = make_piece(k, p, it, err);
+    if (status != QF_OK || is_over(r))
+        return status;
+    result.signal = k->errors.signal;
+    result.noise = k->errors.noise;
+    result.max_error = k->errors.max_error;
+    result.clipped = k->errors.clipped;
+    status = hash_piece(k, p, places, &result, err);
+    if (status == QF_OK && !add_pending(k, &result, bytes))
+        status = qf_fail_memory(err);
+    return status;
+}
+
+static qf_status run_item(worker *k, const item *it, qf_error *err)
+{
+    enum { PENDING_MOST = 64 * 1024 * 1024 }; /* bytes whose loss a kill may cost */
+    const run *r = k->run;
+    qf_status status = QF_OK;
+    if (it->count)
+        status = run_piece(k, it->piece, it, err);
+    for (uint32_t i = 0; !it->count && status == QF_OK && i < it->pieces && !is_over(r); i++)
+        status = run_piece(k, it->piece + i, NULL, err);
+    if (!it->count)
+        forget_batch(r, it);
+    if (status == QF_OK)
+        status = qf_writer_flush(&k->writer, err);
+    if (status == QF_OK && k->pending_bytes >= PENDING_MOST)
+        status = qf_writer_finish(&k->writer, err);
+    if (status == QF_OK && k->pending_count && !k->writer.later_used)
+        status = note_pending(k, err);
+    return status;
 }
 
 static void note_failure(run *r, size_t i, qf_status status, const qf_error *err)
@@ -547,8 +737,10 @@ static void finish_worker(worker *k)
 {
     run *r = k->run;
     qf_error err;
-    bool wanted = !atomic_load(&r->cancelled) && atomic_load(&r->failed) == SIZE_MAX;
+    bool wanted = r->work->journal || (!is_over(r) && atomic_load(&r->failed) == SIZE_MAX);
     qf_status status = wanted ? qf_writer_finish(&k->writer, &err) : QF_OK;
+    if (status == QF_OK && k->pending_count)
+        status = note_pending(k, &err);
     if (status != QF_OK)
         note_failure(r, r->count, status, &err);
 }
@@ -558,27 +750,33 @@ static void sweep(run *r)
 #pragma omp parallel num_threads(r->scale.threads)
     {
         worker k = {.run = r};
-        double last = 0;
         fenv_t host;
         /* the host program may flush subnormals or round otherwise */
         fegetenv(&host);
         fesetenv(FE_DFL_ENV);
         qf_writer_init(&k.writer, r->stage, r->work->io, r->scale.room);
+        bool ready = !r->work->journal || qf_hasher_init(&k.hasher, qf_writer_sink(&k.writer));
+        k.scratch.errors = r->work->statistics ? &k.errors : NULL;
         /* what is before the first failure runs, so that it is the one reported */
 #pragma omp for schedule(monotonic : dynamic, 1)
         for (size_t i = 0; i < r->count; i++) {
             qf_error err;
-            if (atomic_load(&r->cancelled) || i > atomic_load(&r->failed))
+            const item *it = &r->items[i];
+            if (is_over(r) || i > atomic_load(&r->failed))
                 continue;
-            report(r, &r->items[i], &last);
-            qf_status status = run_item(&k, &r->items[i], &err);
+            k.counted = 0;
+            report(&k, r->pieces[it->piece]);
+            qf_status status = ready ? run_item(&k, it, &err) : qf_fail_memory(&err);
             if (status != QF_OK)
                 note_failure(r, i, status, &err);
-            atomic_fetch_add(&r->done, r->items[i].bytes);
+            count(&k, r->pieces[it->piece], it->bytes - k.counted);
         }
         finish_worker(&k);
         qf_writer_release(&k.writer);
         qf_scratch_release(&k.scratch);
+        if (r->work->journal)
+            qf_hasher_release(&k.hasher);
+        free(k.pending);
         free(k.input);
         fesetenv(&host);
     }
@@ -592,14 +790,18 @@ static void release(run *r)
         qf_varint_index_release(&r->copy_indexes[i]);
     free(r->job_indexes);
     free(r->copy_indexes);
-    qf_spill_free(r->pieces);
     qf_spill_free(r->items);
     omp_destroy_lock(&r->lock);
 }
 
-qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err)
+qf_status qf_work_run(const qf_work *work, const qf_stage *stage, uint64_t *kept, qf_error *err)
 {
-    run r = {.work = work, .stage = stage, .failed = SIZE_MAX, .err = err};
+    run r = {.work = work,
+             .stage = stage,
+             .pieces = work->pieces,
+             .piece_count = work->piece_count,
+             .failed = SIZE_MAX,
+             .err = err};
     omp_init_lock(&r.lock);
     qf_status status = prepare(&r);
     if (status == QF_OK && work->progress && !work->progress(0, r.total, "", work->progress_user))
@@ -613,6 +815,8 @@ qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err)
     if (status == QF_OK && work->progress &&
         !work->progress(r.total, r.total, "", work->progress_user))
         status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
+    if (kept)
+        *kept = atomic_load(&r.kept);
     release(&r);
     return status;
 }

@@ -9,6 +9,8 @@
 
 #include "base/file.h"
 #include "exec/job.h"
+#include "exec/journal.h"
+#include "exec/order.h"
 #include "exec/stage.h"
 #include "onnx/layout.h"
 
@@ -16,7 +18,16 @@ typedef struct qf_work {
     qf_job *const *jobs;
     size_t job_count;
     const qf_layout *layout; /* its copies and literals */
-    const qf_file *sources;  /* the files that spans index */
+    const qf_part *pieces;   /* of qf_order_build */
+    size_t piece_count;
+    /* Pieces are noted here once they are written, those noted already and whole are left as they
+     * are, and a piece is made by one thread, for its hash. NULL: nothing is noted. */
+    qf_journal *journal;
+    const uint32_t
+        *owners; /* by output file: the shard that writes it; NULL: this one writes all */
+    uint32_t shard;
+    bool statistics;        /* quantization errors are counted; only with a journal */
+    const qf_file *sources; /* the files that spans index */
     size_t source_count;
     qf_io io;              /* not AUTO */
     uint64_t memory_limit; /* bytes resident; 0: a quarter of what there is */
@@ -31,8 +42,8 @@ qf_io qf_io_choose(qf_io wanted, bool synced, uint64_t bytes);
 
 /* Stage file i is output file i of the layout. Of several failures, the one of the earliest block
  * is reported. QF_ERR_CANCELLED if the progress callback returned false; QF_ERR_INPUT if the memory
- * limit leaves no room to work in. */
-qf_status qf_work_run(const qf_work *work, const qf_stage *stage, qf_error *err);
+ * limit leaves no room to work in. *kept (may be NULL): bytes that an earlier run had written. */
+qf_status qf_work_run(const qf_work *work, const qf_stage *stage, uint64_t *kept, qf_error *err);
 
 /* A clock that only goes forward. */
 double qf_monotonic_seconds(void);

@@ -17,6 +17,7 @@
 
 #include "base/file.h"
 
+#define RUN "run"
 #define COMPLETE "complete"
 enum {
     FOLDER_MODE = 0750,
@@ -168,48 +169,104 @@ static bool each_entry(int fd, bool (*visit)(void *user, const char *name), void
     return ok;
 }
 
+/* ---- names in the staging folder ---- */
+
+enum { SLASH = 1 }; /* what stands for '/': a control character, which no output's name has */
+
+/* Files of subfolders are staged in the one folder; what is called as the run's own folder gives
+ * way to it. */
+static void staged_name(const char *name, char out[NAME_MAX + 1])
+{
+    int n = snprintf(out, NAME_MAX + 1, "%s%s", strcmp(name, RUN) == 0 ? "/" : "", name);
+    for (int i = 0; i < n && i <= NAME_MAX; i++)
+        out[i] = out[i] == '/' ? SLASH : out[i];
+}
+
+static void final_name(const char *staged, char out[NAME_MAX + 1])
+{
+    snprintf(out, NAME_MAX + 1, "%s", staged + (staged[0] == SLASH));
+    for (char *p = out; *p; p++)
+        *p = *p == SLASH ? '/' : *p;
+}
+
+/* Makes the subfolders of the target folder that `name` lies in. */
+static bool make_subfolders(const qf_stage *stage, char *name)
+{
+    for (char *p = name; (p = strchr(p, '/')); p++) {
+        struct stat st;
+        *p = '\0';
+        bool ok = mkdirat(stage->folder_fd, name, FOLDER_MODE) == 0 || errno == EEXIST;
+        ok = ok && fstatat(stage->folder_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+        if (ok && !S_ISDIR(st.st_mode)) {
+            errno = ENOTDIR;
+            ok = false;
+        }
+        *p = '/';
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
+static bool move_entry(const qf_stage *stage, const char *staged)
+{
+    char name[NAME_MAX + 1];
+    final_name(staged, name);
+    return make_subfolders(stage, name) &&
+           renameat(stage->partial_fd, staged, stage->folder_fd, name) == 0;
+}
+
+/* ---- what an earlier run left ---- */
+
 static bool remove_entry(void *user, const char *name)
 {
-    const qf_stage *stage = user;
-    return unlinkat(stage->partial_fd, name, 0) == 0 || errno == ENOENT;
+    const int *fd = user;
+    return strcmp(name, RUN) == 0 || unlinkat(*fd, name, 0) == 0 || errno == ENOENT;
 }
 
-static bool is_model(const char *name)
+bool qf_stage_empty(qf_stage *stage)
 {
-    return qf_ends_with(name, ".onnx");
+    return each_entry(stage->partial_fd, remove_entry, &stage->partial_fd) &&
+           (stage->run_fd < 0 || each_entry(stage->run_fd, remove_entry, &stage->run_fd));
 }
 
-static bool move_entry(const qf_stage *stage, const char *name)
+/* Graphs and descriptions name other files, so they come last. */
+static bool names_others(const char *name)
 {
-    return renameat(stage->partial_fd, name, stage->folder_fd, name) == 0;
+    return qf_ends_with(name, ".onnx") || qf_ends_with(name, ".json");
 }
 
-static bool is_external(const char *name)
+static bool move_first(void *user, const char *name)
 {
-    return qf_ends_with(name, ".external");
+    return strcmp(name, RUN) == 0 || names_others(name) || move_entry(user, name);
 }
 
-static bool move_external(void *user, const char *name)
+static bool move_last(void *user, const char *name)
 {
-    return !is_external(name) || move_entry(user, name);
+    return !names_others(name) || move_entry(user, name);
 }
 
-static bool move_model(void *user, const char *name)
+static qf_status fail_recovery(const qf_stage *stage, qf_error *err)
 {
-    return !is_model(name) || move_entry(user, name);
+    return qf_fail_errno(err, stage->partial, errno,
+                         "cannot clean up after an earlier run that was killed");
 }
 
-/* Empties the staging folder: files move into place if the run that left them was complete. */
+/* Files move into place if the run that left them was complete; the rest goes unless it is to be
+ * taken up again. */
 static qf_status recover(qf_stage *stage, qf_error *err)
 {
-    bool ok = true;
-    if (faccessat(stage->partial_fd, COMPLETE, F_OK, 0) == 0)
-        ok = each_entry(stage->partial_fd, move_external, stage) &&
-             each_entry(stage->partial_fd, move_model, stage) && fsync(stage->folder_fd) == 0;
-    ok = ok && each_entry(stage->partial_fd, remove_entry, stage);
-    if (!ok)
-        return qf_fail_errno(err, stage->partial, errno,
-                             "cannot clean up after an earlier run that was killed");
+    bool complete = faccessat(stage->run_fd, COMPLETE, F_OK, 0) == 0;
+    if (complete && stage->mode == QF_STAGE_SHARD)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                          "an earlier output is half in place; finish it with 'quantfold commit', "
+                          "then start the shards again");
+    if (complete &&
+        !(each_entry(stage->partial_fd, move_first, stage) &&
+          each_entry(stage->partial_fd, move_last, stage) && fsync(stage->folder_fd) == 0))
+        return fail_recovery(stage, err);
+    if ((complete || stage->mode == QF_STAGE_FRESH) && !qf_stage_empty(stage))
+        return fail_recovery(stage, err);
     return QF_OK;
 }
 
@@ -226,7 +283,8 @@ static qf_status lock_partial(qf_stage *stage, qf_error *err)
                 continue;
             return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
         }
-        if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        int lock = stage->mode == QF_STAGE_SHARD ? LOCK_SH : LOCK_EX;
+        if (flock(fd, lock | LOCK_NB) != 0) {
             int e = errno;
             close(fd);
             if (e == EWOULDBLOCK)
@@ -248,9 +306,20 @@ static qf_status lock_partial(qf_stage *stage, qf_error *err)
     }
 }
 
-qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage *out, qf_error *err)
+static qf_status open_run(qf_stage *stage, qf_error *err)
 {
-    *out = (qf_stage){.folder_fd = -1, .partial_fd = -1};
+    if (mkdirat(stage->partial_fd, RUN, 0700) == 0 || errno == EEXIST)
+        stage->run_fd =
+            openat(stage->partial_fd, RUN, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (stage->run_fd < 0)
+        return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
+    return QF_OK;
+}
+
+qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
+                        qf_error *err)
+{
+    *out = (qf_stage){.mode = mode, .folder_fd = -1, .partial_fd = -1, .run_fd = -1};
     char name[NAME_MAX + 1];
     if (strlen(prefix) <= PLAIN_PREFIX_MAX)
         snprintf(name, sizeof name, ".%s%squantfold-partial", prefix, *prefix ? "." : "");
@@ -267,6 +336,8 @@ qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage *out, q
     }
     if (status == QF_OK)
         status = lock_partial(out, err);
+    if (status == QF_OK)
+        status = open_run(out, err);
     if (status == QF_OK)
         status = recover(out, err);
     if (status != QF_OK)
@@ -294,6 +365,39 @@ static int allocate(int fd, uint64_t size, bool *whole)
     return ftruncate(fd, (off_t)size) == 0 ? 0 : errno;
 }
 
+/* A file of the right size that an earlier run has left is taken as it is. 0 or an errno. */
+static int create_staged(const qf_stage *stage, const char *staged, qf_stage_file *file)
+{
+    struct stat st;
+    file->fd = openat(stage->partial_fd, staged, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (file->fd >= 0 && stage->resumed && fstat(file->fd, &st) == 0 && S_ISREG(st.st_mode) &&
+        (uint64_t)st.st_size == file->size)
+        return allocate(file->fd, file->size, &file->mappable);
+    if (file->fd >= 0)
+        close(file->fd);
+    unlinkat(stage->partial_fd, staged, 0);
+    file->fd = openat(stage->partial_fd, staged, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
+    if (file->fd < 0)
+        return errno;
+    /* some file systems have no modes */
+    if (fchmod(file->fd, FILE_MODE) != 0 && errno != EPERM && errno != ENOTSUP)
+        return errno;
+    return allocate(file->fd, file->size, &file->mappable);
+}
+
+qf_status qf_stage_expect(qf_stage *stage, const char *name, uint64_t size, qf_error *err)
+{
+    qf_stage_file file = {
+        .name = strdup(name), .size = size, .fd = -1, .direct_fd = -1, .foreign = true};
+    if (!file.name ||
+        !qf_grow((void **)&stage->files, &stage->cap, stage->count + 1, sizeof file)) {
+        free(file.name);
+        return qf_fail_memory(err);
+    }
+    stage->files[stage->count++] = file;
+    return QF_OK;
+}
+
 qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size_t *index,
                           qf_error *err)
 {
@@ -303,13 +407,9 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
         free(file.name);
         return qf_fail_memory(err);
     }
-    file.fd = openat(stage->partial_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
-    int e = file.fd < 0 ? errno : 0;
-    /* some file systems have no modes */
-    if (!e && fchmod(file.fd, FILE_MODE) != 0 && errno != EPERM && errno != ENOTSUP)
-        e = errno;
-    if (!e)
-        e = allocate(file.fd, size, &file.mappable);
+    char staged[NAME_MAX + 1];
+    staged_name(name, staged);
+    int e = create_staged(stage, staged, &file);
     if (e) {
         if (file.fd >= 0)
             close(file.fd);
@@ -325,7 +425,7 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
         close(file.fd);
         file.fd = -1;
     } else if (stage->direct && size >= DIRECT_MIN) {
-        file.direct_fd = openat(stage->partial_fd, name, O_WRONLY | O_DIRECT | O_CLOEXEC);
+        file.direct_fd = openat(stage->partial_fd, staged, O_WRONLY | O_DIRECT | O_CLOEXEC);
     }
     *index = stage->count;
     stage->files[stage->count++] = file;
@@ -337,7 +437,9 @@ static int acquire(const qf_stage *stage, const qf_stage_file *file)
 {
     if (file->fd >= 0)
         return file->fd;
-    return openat(stage->partial_fd, file->name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    char staged[NAME_MAX + 1];
+    staged_name(file->name, staged);
+    return openat(stage->partial_fd, staged, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
 }
 
 static int release(const qf_stage_file *file, int fd)
@@ -407,6 +509,35 @@ void *qf_stage_map(const qf_stage *stage, size_t index, uint64_t offset, size_t 
     return map == MAP_FAILED ? NULL : map;
 }
 
+bool qf_stage_size(const qf_stage *stage, size_t index, uint64_t *size)
+{
+    char staged[NAME_MAX + 1];
+    struct stat st;
+    staged_name(stage->files[index].name, staged);
+    if (fstatat(stage->partial_fd, staged, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode))
+        return false;
+    *size = (uint64_t)st.st_size;
+    return true;
+}
+
+bool qf_stage_read(const qf_stage *stage, size_t index, uint64_t offset, void *out, size_t n)
+{
+    const qf_stage_file *file = &stage->files[index];
+    int fd = acquire(stage, file);
+    char *at = out;
+    while (fd >= 0 && n) {
+        ssize_t got = pread(fd, at, n, (off_t)offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        at += got;
+        offset += (uint64_t)got;
+        n -= (size_t)got;
+    }
+    return fd >= 0 && release(file, fd) == 0 && !n;
+}
+
 bool qf_stage_copy(const qf_stage *stage, size_t index, uint64_t offset, int source, uint64_t from,
                    uint64_t n)
 {
@@ -424,8 +555,7 @@ bool qf_stage_copy(const qf_stage *stage, size_t index, uint64_t offset, int sou
     return fd >= 0 && release(file, fd) == 0 && !n;
 }
 
-/* Closes every file, synced unless the caller does without. */
-static qf_status finish_files(qf_stage *stage, qf_error *err)
+qf_status qf_stage_finish(qf_stage *stage, qf_error *err)
 {
     /* only a start: the waits that follow then overlap */
     for (size_t i = 0; i < stage->count && !stage->unsynced; i++) {
@@ -437,7 +567,7 @@ static qf_status finish_files(qf_stage *stage, qf_error *err)
         if (file->direct_fd >= 0)
             close(file->direct_fd);
         file->direct_fd = -1;
-        if (stage->unsynced && file->fd < 0)
+        if (file->foreign || (stage->unsynced && file->fd < 0))
             continue;
         int fd = acquire(stage, file);
         int result = fd < 0 || (!stage->unsynced && fsync(fd) != 0) ? errno : 0;
@@ -462,15 +592,16 @@ static void backup_name(size_t index, char out[BACKUP_NAME])
  * link, so that it is never missing, or by moving it where the file system has no links. */
 static bool move_with_backup(const qf_stage *stage, size_t index)
 {
-    char backup[BACKUP_NAME];
+    char backup[BACKUP_NAME], staged[NAME_MAX + 1];
     const char *name = stage->files[index].name;
     backup_name(index, backup);
     struct stat st;
     bool file =
         fstatat(stage->folder_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode);
-    if (file && linkat(stage->folder_fd, name, stage->partial_fd, backup, 0) != 0)
-        renameat(stage->folder_fd, name, stage->partial_fd, backup);
-    return move_entry(stage, name);
+    if (file && linkat(stage->folder_fd, name, stage->run_fd, backup, 0) != 0)
+        renameat(stage->folder_fd, name, stage->run_fd, backup);
+    staged_name(name, staged);
+    return move_entry(stage, staged);
 }
 
 /* Undoes the first `count` renames; the one after them failed but may have moved the old file. */
@@ -480,19 +611,20 @@ static void roll_back(const qf_stage *stage, size_t count)
         char backup[BACKUP_NAME];
         const char *name = stage->files[i].name;
         backup_name(i, backup);
-        if (renameat(stage->partial_fd, backup, stage->folder_fd, name) != 0 && i < count)
+        if (renameat(stage->run_fd, backup, stage->folder_fd, name) != 0 && i < count)
             unlinkat(stage->folder_fd, name, 0);
     }
 }
 
 qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
 {
-    qf_status status = finish_files(stage, err);
+    qf_status status = qf_stage_finish(stage, err);
     if (status != QF_OK)
         return status;
-    int fd = openat(stage->partial_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, FILE_MODE);
+    int fd = openat(stage->run_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, FILE_MODE);
     bool sync = !stage->unsynced;
-    if (fd < 0 || (sync && (fsync(fd) != 0 || fsync(stage->partial_fd) != 0))) {
+    if (fd < 0 ||
+        (sync && (fsync(fd) != 0 || fsync(stage->run_fd) != 0 || fsync(stage->partial_fd) != 0))) {
         int e = errno;
         if (fd >= 0)
             close(fd);
@@ -506,7 +638,7 @@ qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
     if (moved < stage->count) {
         int e = errno;
         char *path = join(stage->folder, stage->files[moved].name);
-        unlinkat(stage->partial_fd, COMPLETE, 0);
+        unlinkat(stage->run_fd, COMPLETE, 0);
         roll_back(stage, moved);
         status = qf_fail_errno(err, path ? path : stage->files[moved].name, e,
                                "cannot put the output file in place");
@@ -516,7 +648,7 @@ qf_status qf_stage_commit(qf_stage *stage, qf_error *err)
     if (sync && fsync(stage->folder_fd) != 0)
         status = qf_fail_errno(err, stage->folder, errno,
                                "the output is in place, but its names may not be on the disk yet");
-    unlinkat(stage->partial_fd, COMPLETE, 0);
+    unlinkat(stage->run_fd, COMPLETE, 0);
     for (size_t i = 0; i < stage->made_count; i++)
         free(stage->made[i]);
     stage->made_count = 0; /* they are the output's now */
@@ -533,19 +665,24 @@ void qf_stage_close(qf_stage *stage)
         free(stage->files[i].name);
     }
     free(stage->files);
-    if (stage->partial_fd >= 0) {
-        each_entry(stage->partial_fd, remove_entry, stage);
+    if (stage->partial_fd >= 0 && !stage->keep) {
+        qf_stage_empty(stage);
+        unlinkat(stage->partial_fd, RUN, AT_REMOVEDIR);
         rmdir(stage->partial);
-        close(stage->partial_fd);
     }
+    if (stage->run_fd >= 0)
+        close(stage->run_fd);
+    if (stage->partial_fd >= 0)
+        close(stage->partial_fd);
     if (stage->folder_fd >= 0)
         close(stage->folder_fd);
     for (size_t i = stage->made_count; i-- > 0;) {
-        rmdir(stage->made[i]); /* only goes if it is empty */
+        if (!stage->keep)
+            rmdir(stage->made[i]); /* only goes if it is empty */
         free(stage->made[i]);
     }
     free(stage->made);
     free(stage->folder);
     free(stage->partial);
-    *stage = (qf_stage){.folder_fd = -1, .partial_fd = -1};
+    *stage = (qf_stage){.folder_fd = -1, .partial_fd = -1, .run_fd = -1};
 }

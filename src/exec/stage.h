@@ -12,6 +12,9 @@
  * run that finds such a folder without a lock finishes the renames if `complete` is there and
  * deletes the folder if not: a killed run leaves either the old output or, after the next run has
  * started, the new one, and nothing else.
+ *
+ * The run's own files (`complete`, replaced files, journals: journal.h) are in its subfolder `run`.
+ * Shards of one output share the folder and its lock; `quantfold commit` takes it for itself.
  */
 #ifndef QF_EXEC_STAGE_H
 #define QF_EXEC_STAGE_H
@@ -23,27 +26,44 @@ typedef struct qf_stage_file {
     uint64_t size;
     int fd;        /* -1: opened for each write */
     int direct_fd; /* the same file opened for direct I/O; -1: not possible or not worth it */
+    bool foreign;  /* written by another process */
     bool mappable; /* all of its space is allocated, so that a mapping cannot fault */
 } qf_stage_file;
 
+typedef enum qf_stage_mode {
+    QF_STAGE_FRESH,  /* alone, from nothing */
+    QF_STAGE_RESUME, /* alone, with what an earlier run left */
+    QF_STAGE_SHARD,  /* beside others, with what is there */
+} qf_stage_mode;
+
 typedef struct qf_stage {
+    qf_stage_mode mode;
+    bool resumed;  /* set by the caller: files of an earlier run are of this very output */
+    bool keep;     /* set by the caller: closing leaves what is there */
     char *folder;  /* destination */
     bool direct;   /* set by the caller: files are opened for direct I/O too */
     bool unsynced; /* set by the caller: commit does not wait for the disk */
     char *partial; /* path of the staging folder */
-    int folder_fd, partial_fd;
+    int folder_fd, partial_fd, run_fd;
     qf_stage_file *files;
     size_t count, cap;
     char **made; /* folders that were made for this run, outermost first */
     size_t made_count, made_cap;
 } qf_stage;
 
-/* Makes the destination folder (mode 0750) where it is missing, takes the lock, finishes or removes
- * what a killed run left. QF_ERR_INPUT if another run holds the lock. */
-qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage *out, qf_error *err);
-/* Creates a file of `size` bytes, mode 0640, its space allocated where the file system can. */
+/* Makes the destination folder (mode 0750) where it is missing, takes the lock, finishes what a
+ * killed run left half in place, and removes what it left in staging if `mode` is FRESH.
+ * QF_ERR_INPUT if another run holds the lock. */
+qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
+                        qf_error *err);
+/* Removes all that is staged. False with errno set if that fails. */
+bool qf_stage_empty(qf_stage *stage);
+/* Creates a file of `size` bytes, mode 0640, its space allocated where the file system can. `name`
+ * may have subfolders. */
 qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size_t *index,
                           qf_error *err);
+/* Takes up the next index for a file that another process writes. */
+qf_status qf_stage_expect(qf_stage *stage, const char *name, uint64_t size, qf_error *err);
 /* Writes all `n` bytes. May be called by several threads. */
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err);
@@ -55,13 +75,19 @@ bool qf_stage_write_direct(const qf_stage *stage, size_t index, uint64_t offset,
 /* Maps `n` bytes from `offset`, a multiple of the page size, for writing; munmap when done. NULL if
  * the file cannot be mapped. */
 void *qf_stage_map(const qf_stage *stage, size_t index, uint64_t offset, size_t n);
+/* The size that a staged file has; false if it is not there. */
+bool qf_stage_size(const qf_stage *stage, size_t index, uint64_t *size);
+/* Reads `n` bytes of what is staged. False if they are not there. */
+bool qf_stage_read(const qf_stage *stage, size_t index, uint64_t offset, void *out, size_t n);
 /* Copies `n` bytes at `from` of the open file `source` inside the kernel. False if the file systems
  * cannot; nothing or a part has then been written. */
 bool qf_stage_copy(const qf_stage *stage, size_t index, uint64_t offset, int source, uint64_t from,
                    uint64_t n);
-/* Syncs and renames everything. On failure before the point of no return nothing has changed. */
+/* Closes every file, synced unless the caller does without. */
+qf_status qf_stage_finish(qf_stage *stage, qf_error *err);
+/* Finishes and renames everything. On failure before the point of no return nothing has changed. */
 qf_status qf_stage_commit(qf_stage *stage, qf_error *err);
-/* Releases the stage; without a commit, removes all that it made. */
+/* Releases the stage; without a commit, removes all that it made unless that is to be kept. */
 void qf_stage_close(qf_stage *stage);
 
 /* Splits a save path as the reference does: "" -> (cwd, ""), "a/b" -> ("a", "b"), "a/" -> ("a",

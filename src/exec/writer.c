@@ -155,6 +155,12 @@ static unsigned char *new_buffer(size_t size)
     return buffer;
 }
 
+/* Scales are few beside the weights. */
+static size_t room_of(const qf_writer *w, const qf_slot *s)
+{
+    return s - w->slots < QF_TARGETS ? w->room : 2 * QF_ROOM;
+}
+
 /* Starts a slot anew at `offset`. In memory, floats are best aligned; on the way to the disk, file
  * system blocks. */
 static bool open_slot(qf_writer *w, qf_slot *s, int file, uint64_t offset)
@@ -162,7 +168,7 @@ static bool open_slot(qf_writer *w, qf_slot *s, int file, uint64_t offset)
     if (w->io == QF_IO_MMAP && open_window(w, s, file, offset))
         return true;
     if (!s->buffer)
-        s->buffer = new_buffer(w->room + PAGE);
+        s->buffer = new_buffer(room_of(w, s) + PAGE);
     if (!s->buffer)
         return false;
     s->lead = w->io == QF_IO_DIRECT ? (size_t)(offset % PAGE) : 0;
@@ -174,7 +180,7 @@ static bool open_slot(qf_writer *w, qf_slot *s, int file, uint64_t offset)
 
 static size_t slot_end(const qf_writer *w, const qf_slot *s)
 {
-    return s->mapped ? s->mapped : w->room + (w->io == QF_IO_DIRECT ? PAGE : 0);
+    return s->mapped ? s->mapped : room_of(w, s) + (w->io == QF_IO_DIRECT ? PAGE : 0);
 }
 
 static qf_status give_room(void *user, int slot, int file, uint64_t offset, size_t n,

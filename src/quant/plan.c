@@ -213,7 +213,9 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
  */
 static qf_status check_space(const qf_plan *plan, qf_error *err)
 {
-    uint64_t available = qf_free_space(plan->folder);
+    /* what an earlier run or another shard has taken already is not known here */
+    bool fresh = !plan->options.resume && !plan->options.shard_count;
+    uint64_t available = fresh ? qf_free_space(plan->folder) : UINT64_MAX;
     if (plan->bytes_out <= available)
         return QF_OK;
     return qf_fail_at(err, QF_ERR_SYSTEM, (qf_where){.file = plan->folder},

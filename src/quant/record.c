@@ -229,7 +229,7 @@ qf_status qf_record_save(const qf_record *record, const char *path, qf_error *er
     else
         status = qf_record_format(record, &text, &length, err);
     if (status == QF_OK) {
-        status = qf_stage_open(folder, name, &stage, err);
+        status = qf_stage_open(folder, name, QF_STAGE_FRESH, &stage, err);
         if (status == QF_OK) {
             status = qf_stage_create(&stage, name, length, &index, err);
             if (status == QF_OK)

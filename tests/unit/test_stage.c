@@ -85,7 +85,7 @@ static void test_commit(void **state)
     struct stat st;
     char nested[100];
     snprintf(nested, sizeof nested, "%s/a/b", folder);
-    assert_int_equal(qf_stage_open(nested, "m", &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_open(nested, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
     put_file(&stage, "w.external", "weights");
     put_file(&stage, "m.onnx", "model");
     assert_int_equal(qf_stage_commit(&stage, &err), QF_OK);
@@ -104,13 +104,13 @@ static void test_abandon_leaves_nothing(void **state)
     qf_error err;
     char nested[100];
     write_text(in_folder("m.onnx"), "old");
-    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
     put_file(&stage, "m.onnx", "new");
     qf_stage_close(&stage);
     assert_text("m.onnx", "old");
     assert_int_equal(entries(), 1);
     snprintf(nested, sizeof nested, "%s/new/folder", folder);
-    assert_int_equal(qf_stage_open(nested, "m", &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_open(nested, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
     qf_stage_close(&stage);
     assert_int_equal(entries(), 1); /* the folders it made are gone */
 }
@@ -124,7 +124,7 @@ static void test_incomplete_run_is_cleaned(void **state)
     write_text(in_folder("m.onnx"), "old");
     assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
     write_text(in_folder(".m.quantfold-partial/m.onnx"), "half");
-    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
     qf_stage_close(&stage);
     assert_text("m.onnx", "old");
     assert_int_equal(entries(), 1);
@@ -139,10 +139,11 @@ static void test_complete_run_is_finished(void **state)
     write_text(in_folder("w.external"), "new weights, already moved");
     write_text(in_folder("m.onnx"), "old");
     assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
-    write_text(in_folder(".m.quantfold-partial/complete"), "");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/run/complete"), "");
     write_text(in_folder(".m.quantfold-partial/m.onnx"), "new");
     write_text(in_folder(".m.quantfold-partial/v.external"), "more");
-    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
     qf_stage_close(&stage);
     assert_text("m.onnx", "new");
     assert_text("w.external", "new weights, already moved");
@@ -157,7 +158,7 @@ static void test_failed_rename_rolls_back(void **state)
     qf_stage stage;
     qf_error err;
     write_text(in_folder("a.external"), "old a");
-    assert_int_equal(qf_stage_open(folder, "m", &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
     put_file(&stage, "a.external", "new a");
     put_file(&stage, "b.external", "new b");
     put_file(&stage, "m.onnx", "new m");
@@ -176,11 +177,11 @@ static void test_second_run_is_refused(void **state)
     (void)state;
     qf_stage first, second;
     qf_error err;
-    assert_int_equal(qf_stage_open(folder, "m", &first, &err), QF_OK);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &first, &err), QF_OK);
     put_file(&first, "m.onnx", "first");
-    assert_int_equal(qf_stage_open(folder, "m", &second, &err), QF_ERR_INPUT);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &second, &err), QF_ERR_INPUT);
     assert_non_null(strstr(err.message, "another export"));
-    assert_int_equal(qf_stage_open(folder, "other", &second, &err), QF_OK);
+    assert_int_equal(qf_stage_open(folder, "other", QF_STAGE_FRESH, &second, &err), QF_OK);
     qf_stage_close(&second);
     assert_int_equal(qf_stage_commit(&first, &err), QF_OK);
     qf_stage_close(&first);

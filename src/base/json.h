@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Writing JSON of texts that come from files. */
+#ifndef QF_BASE_JSON_H
+#define QF_BASE_JSON_H
+
+#include <cjson/cJSON.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Adds a string member; bytes that are no UTF-8 become U+FFFD. False when memory is exhausted. */
+bool qf_json_add_text(cJSON *object, const char *key, const char *text);
+/* Adds an integer of at most 2^53, or a double; one that is not finite becomes null. */
+bool qf_json_add_number(cJSON *object, const char *key, double value);
+/* The integer member `key` of at most 2^53, false if there is none. */
+bool qf_json_get_integer(const cJSON *object, const char *key, uint64_t *out);
+
+#endif

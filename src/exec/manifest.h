@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The manifest: docs/manifest.md. Made in two steps, so that shards can be brought together by a
+ * process that has not planned: a template, which knows places, and results, which know hashes. */
+#ifndef QF_EXEC_MANIFEST_H
+#define QF_EXEC_MANIFEST_H
+
+#include "exec/journal.h"
+#include "exec/output.h"
+
+/* The manifest without what only writing tells; to be freed by cJSON_Delete. */
+qf_status qf_manifest_template(const qf_output *output, const qf_part *pieces, size_t count,
+                               cJSON **out, qf_error *err);
+/* Fills a template with the results of its pieces. QF_ERR_INPUT if it is not one. */
+qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t count, qf_error *err);
+
+#endif

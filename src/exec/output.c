@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "exec/output.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/json.h"
+#include "base/spill.h"
+#include "exec/fingerprint.h"
+#include "exec/manifest.h"
+#include "exec/report.h"
+#include "exec/share.h"
+
+#define PLAN "plan.json"
+#define PLAN_PART "plan.part"
+
+typedef struct outcome {
+    const qf_output *output;
+    const qf_run_options *options;
+    bool sharded, journaled;
+    qf_part *pieces;
+    size_t piece_count;
+    uint32_t *owners;
+    qf_hash fingerprint;
+    cJSON *manifest; /* template */
+    qf_stage stage;
+    bool staged;
+    qf_journal journal;
+    bool noted; /* the journal is open */
+    qf_report_totals totals;
+} outcome;
+
+/* ---- the plan in the staging folder ---- */
+
+/* What `quantfold commit` needs to know. */
+static cJSON *plan_json(const outcome *o)
+{
+    char hash[QF_HASH_TEXT];
+    const qf_layout *layout = o->output->layout;
+    cJSON *root = cJSON_CreateObject();
+    qf_hash_text(&o->fingerprint, hash);
+    bool ok = root && qf_json_add_text(root, "fingerprint", hash) &&
+              qf_json_add_number(root, "pieces", (double)o->piece_count) &&
+              qf_json_add_number(root, "bytes_read", (double)o->totals.bytes_read);
+    cJSON *files = ok ? cJSON_AddArrayToObject(root, "files") : NULL;
+    ok = files != NULL;
+    for (size_t i = 0; ok && i < layout->file_count; i++) {
+        cJSON *file = cJSON_CreateObject();
+        ok = file && cJSON_AddItemToArray(files, file) &&
+             cJSON_AddStringToObject(file, "name", layout->files[i].name) &&
+             qf_json_add_number(file, "bytes", (double)layout->files[i].size);
+    }
+    if (ok && o->manifest) {
+        ok = qf_json_add_text(root, "manifest_name", o->output->manifest_name);
+        cJSON *copy = cJSON_Duplicate(o->manifest, true);
+        ok = ok && copy && cJSON_AddItemToObject(root, "manifest", copy);
+    }
+    if (ok)
+        return root;
+    cJSON_Delete(root);
+    return NULL;
+}
+
+static cJSON *read_plan(const qf_stage *stage)
+{
+    enum { MOST = 1 << 30 };
+    struct stat st;
+    int fd = openat(stage->run_fd, PLAN, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    cJSON *plan = NULL;
+    char *text = NULL;
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size < MOST)
+        text = qf_spill_alloc((size_t)st.st_size + 1);
+    if (text && pread(fd, text, (size_t)st.st_size, 0) == (ssize_t)st.st_size)
+        plan = cJSON_ParseWithLength(text, (size_t)st.st_size);
+    qf_spill_free(text);
+    if (fd >= 0)
+        close(fd);
+    return plan;
+}
+
+static bool plan_is_ours(const outcome *o)
+{
+    char hash[QF_HASH_TEXT];
+    cJSON *plan = read_plan(&o->stage);
+    qf_hash_text(&o->fingerprint, hash);
+    const char *theirs =
+        cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "fingerprint"));
+    bool same = theirs && strcmp(theirs, hash) == 0 &&
+                (!o->manifest || cJSON_HasObjectItem(plan, "manifest"));
+    cJSON_Delete(plan);
+    return same;
+}
+
+/* Under a name of the process's own first, for other shards may be reading. */
+static qf_status write_plan(const outcome *o, qf_error *err)
+{
+    char part[64];
+    cJSON *plan = plan_json(o);
+    char *text = plan ? cJSON_PrintUnformatted(plan) : NULL;
+    cJSON_Delete(plan);
+    if (!text)
+        return qf_fail_memory(err);
+    snprintf(part, sizeof part, "%s.%ld", PLAN_PART, (long)getpid());
+    size_t n = strlen(text);
+    int fd = openat(o->stage.run_fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
+    ssize_t done = fd < 0 ? -1 : write(fd, text, n);
+    int e = done < 0 ? errno : done < (ssize_t)n ? ENOSPC : 0;
+    free(text);
+    if (fd >= 0 && close(fd) != 0 && !e)
+        e = errno;
+    if (!e && renameat(o->stage.run_fd, part, o->stage.run_fd, PLAN) != 0)
+        e = errno;
+    return e ? qf_fail_errno(err, o->stage.partial, e, "cannot write the plan") : QF_OK;
+}
+
+static void wait_a_little(void)
+{
+    const struct timespec t = {.tv_nsec = 20 * 1000 * 1000};
+    nanosleep(&t, NULL);
+}
+
+/* The staging folder becomes that of this output. What is there of another goes, unless somebody is
+ * writing it: a shard tries for a while, for others may be about to do the same. */
+static qf_status claim_shared(outcome *o, qf_error *err)
+{
+    enum { TRIES = 500 };
+    qf_stage *stage = &o->stage;
+    for (int i = 0; i < TRIES; i++) {
+        if (plan_is_ours(o))
+            return QF_OK;
+        if (flock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
+            bool empty = plan_is_ours(o) || qf_stage_empty(stage);
+            qf_status status = QF_OK;
+            if (!empty)
+                status = qf_fail_errno(err, stage->partial, errno,
+                                       "cannot clean up after an earlier run");
+            else if (!plan_is_ours(o))
+                status = write_plan(o, err);
+            flock(stage->partial_fd, LOCK_SH);
+            return status;
+        }
+        flock(stage->partial_fd, LOCK_SH); /* a lock that cannot be raised is lost */
+        wait_a_little();
+    }
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                      "shards of another output, or of the same one from other inputs, are being "
+                      "written to the same save path");
+}
+
+static qf_status claim(outcome *o, qf_error *err)
+{
+    if (o->sharded) {
+        qf_status status = claim_shared(o, err);
+        o->stage.resumed = o->options->resume;
+        return status;
+    }
+    if (!o->options->resume)
+        return QF_OK;
+    o->stage.resumed = plan_is_ours(o);
+    if (o->stage.resumed)
+        return QF_OK;
+    if (!qf_stage_empty(&o->stage))
+        return qf_fail_errno(err, o->stage.partial, errno, "cannot clean up after an earlier run");
+    return write_plan(o, err);
+}
+
+/* ---- writing ---- */
+
+static bool is_ours(const outcome *o, size_t file)
+{
+    return !o->owners || o->owners[file] == o->options->shard;
+}
+
+static qf_status create_files(outcome *o, qf_error *err)
+{
+    const qf_layout *layout = o->output->layout;
+    qf_status status = QF_OK;
+    for (size_t i = 0; status == QF_OK && i < layout->file_count; i++) {
+        size_t index;
+        const qf_layout_file *f = &layout->files[i];
+        status = is_ours(o, i) ? qf_stage_create(&o->stage, f->name, f->size, &index, err)
+                               : qf_stage_expect(&o->stage, f->name, f->size, err);
+    }
+    return status;
+}
+
+static void count_bytes(outcome *o)
+{
+    const qf_layout *layout = o->output->layout;
+    for (size_t i = 0; i < layout->file_count; i++)
+        o->totals.bytes_written += is_ours(o, i) ? layout->files[i].size : 0;
+    for (size_t i = 0; i < o->piece_count; i++) {
+        qf_part p = o->pieces[i];
+        qf_place places[QF_SLOTS];
+        qf_part_places(p, o->output->jobs, layout, places);
+        bool ours = false;
+        for (int s = 0; s < QF_SLOTS; s++)
+            ours |= places[s].used && is_ours(o, (size_t)places[s].file);
+        if (ours && p.kind != QF_PART_LITERAL)
+            o->totals.bytes_read += p.kind == QF_PART_JOB ? o->output->jobs[p.index]->source.length
+                                                          : layout->copies[p.index].source.length;
+    }
+}
+
+static qf_status write_pieces(outcome *o, qf_error *err)
+{
+    const qf_run_options *options = o->options;
+    qf_work work = {.jobs = o->output->jobs,
+                    .job_count = o->output->job_count,
+                    .layout = o->output->layout,
+                    .pieces = o->pieces,
+                    .piece_count = o->piece_count,
+                    .journal = o->noted ? &o->journal : NULL,
+                    .owners = o->owners,
+                    .shard = options->shard,
+                    .statistics = options->manifest,
+                    .sources = o->output->sources,
+                    .source_count = o->output->source_count,
+                    .io = qf_io_choose(options->io, !options->no_sync, o->totals.bytes_written),
+                    .memory_limit = options->memory_limit,
+                    .threads = options->threads,
+                    .progress = options->progress,
+                    .progress_user = options->progress_user};
+    o->stage.direct = work.io == QF_IO_DIRECT;
+    qf_status status = create_files(o, err);
+    return status == QF_OK ? qf_work_run(&work, &o->stage, &o->totals.bytes_kept, err) : status;
+}
+
+/* Adds the filled manifest to the files to be put in place. */
+static qf_status stage_manifest(qf_stage *stage, const char *name, cJSON *manifest,
+                                const qf_result *results, size_t count, qf_error *err)
+{
+    size_t index;
+    qf_status status = qf_manifest_fill(manifest, results, count, err);
+    char *text = status == QF_OK ? cJSON_Print(manifest) : NULL;
+    if (status == QF_OK && !text)
+        status = qf_fail_memory(err);
+    size_t n = text ? strlen(text) : 0;
+    if (status == QF_OK)
+        text[n] = '\n'; /* in place of the NUL */
+    if (status == QF_OK)
+        status = qf_stage_create(stage, name, n + 1, &index, err);
+    if (status == QF_OK)
+        status = qf_stage_write(stage, index, 0, text, n + 1, err);
+    free(text);
+    return status;
+}
+
+static qf_status put_in_place(outcome *o, qf_error *err)
+{
+    qf_status status = QF_OK;
+    if (o->manifest)
+        status = stage_manifest(&o->stage, o->output->manifest_name, o->manifest,
+                                o->journal.results, o->piece_count, err);
+    return status == QF_OK ? qf_stage_commit(&o->stage, err) : status;
+}
+
+static qf_status finish_shard(outcome *o, qf_error *err)
+{
+    qf_status status = qf_stage_finish(&o->stage, err);
+    return status == QF_OK ? qf_journal_finish(&o->journal, !o->options->no_sync, err) : status;
+}
+
+/* ---- the whole ---- */
+
+static qf_status check_options(const qf_run_options *options, qf_error *err)
+{
+    if (options->shard_count > QF_SHARDS_MOST || (options->shard && !options->shard_count) ||
+        (options->shard_count && options->shard >= options->shard_count))
+        return qf_fail(err, QF_ERR_USAGE,
+                       "there is no shard %u of %u: shards are numbered from 0, and there are at "
+                       "most %d",
+                       options->shard, options->shard_count, QF_SHARDS_MOST);
+    return QF_OK;
+}
+
+static qf_status prepare(outcome *o, qf_error *err)
+{
+    const qf_output *out = o->output;
+    const qf_run_options *options = o->options;
+    qf_status status = check_options(options, err);
+    if (status == QF_OK)
+        status = qf_order_build(out->jobs, out->job_count, out->layout, &o->pieces, &o->piece_count,
+                                err);
+    if (status == QF_OK && o->sharded)
+        status = qf_share_files(out->layout, out->jobs, o->pieces, o->piece_count,
+                                options->shard_count, &o->owners, err);
+    if (status == QF_OK && o->journaled)
+        status = qf_fingerprint(out, &o->fingerprint, err);
+    if (status == QF_OK && options->manifest)
+        status = qf_manifest_template(out, o->pieces, o->piece_count, &o->manifest, err);
+    count_bytes(o);
+    return status;
+}
+
+static qf_status run(outcome *o, qf_error *err)
+{
+    const qf_run_options *options = o->options;
+    qf_stage_mode mode = o->sharded        ? QF_STAGE_SHARD
+                         : options->resume ? QF_STAGE_RESUME
+                                           : QF_STAGE_FRESH;
+    qf_status status = prepare(o, err);
+    if (status == QF_OK)
+        status = qf_stage_open(o->output->folder, o->output->prefix, mode, &o->stage, err);
+    if (status != QF_OK)
+        return status;
+    o->staged = true;
+    o->stage.unsynced = options->no_sync;
+    o->stage.keep = o->sharded || options->resume;
+    status = claim(o, err);
+    if (status == QF_OK && o->journaled) {
+        status = qf_journal_open(&o->stage, &o->fingerprint, options->shard,
+                                 o->sharded ? options->shard_count : 1, o->piece_count,
+                                 o->stage.resumed, &o->journal, err);
+        o->noted = status == QF_OK;
+    }
+    if (status == QF_OK)
+        status = write_pieces(o, err);
+    if (status != QF_OK)
+        return status;
+    status = o->sharded ? finish_shard(o, err) : put_in_place(o, err);
+    if (status == QF_OK && !o->sharded)
+        o->stage.keep = false;
+    return status;
+}
+
+qf_status qf_output_run(const qf_output *output, const qf_run_options *options, qf_report **out,
+                        qf_error *err)
+{
+    double start = qf_monotonic_seconds();
+    outcome o = {.output = output, .options = options, .sharded = options->shard_count > 0};
+    o.journaled = o.sharded || options->resume || options->manifest;
+    qf_status status = run(&o, err);
+    o.totals.seconds = qf_monotonic_seconds() - start;
+    if (o.noted)
+        qf_journal_close(&o.journal);
+    if (o.staged)
+        qf_stage_close(&o.stage);
+    cJSON_Delete(o.manifest);
+    qf_spill_free(o.owners);
+    qf_spill_free(o.pieces);
+    return status == QF_OK ? qf_report_make(&o.totals, out, err) : status;
+}
+
+/* ---- bringing shards together ---- */
+
+static qf_status refuse_plan(const qf_stage *stage, qf_error *err)
+{
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                      "no shards of this output have been written, or their plan is not sound; run "
+                      "them with the same save path first");
+}
+
+static bool is_safe_name(const char *name)
+{
+    return name && *name && *name != '/' && !strstr(name, "..") && strlen(name) < NAME_MAX;
+}
+
+/* The files of the plan, which the shards have written. */
+static qf_status expect_files(qf_stage *stage, const cJSON *plan, uint64_t *bytes, qf_error *err)
+{
+    const cJSON *file;
+    qf_status status = QF_OK;
+    *bytes = 0;
+    cJSON_ArrayForEach(file, cJSON_GetObjectItemCaseSensitive(plan, "files"))
+    {
+        uint64_t size, found;
+        const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(file, "name"));
+        if (!is_safe_name(name) || !qf_json_get_integer(file, "bytes", &size))
+            return refuse_plan(stage, err);
+        status = qf_stage_expect(stage, name, size, err);
+        if (status != QF_OK)
+            return status;
+        if (!qf_stage_size(stage, stage->count - 1, &found) || found != size)
+            return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial, .item = name},
+                              "the file is not there in the length that was planned; run its shard "
+                              "again");
+        *bytes += size;
+    }
+    return stage->count ? QF_OK : refuse_plan(stage, err);
+}
+
+static qf_status parse_hash(const cJSON *plan, qf_hash *out)
+{
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "fingerprint"));
+    if (!text || strlen(text) != QF_HASH_TEXT - 1 || strspn(text, "0123456789abcdef") != 32)
+        return QF_ERR_INPUT;
+    for (size_t i = 0; i < sizeof out->bytes; i++) {
+        const char digits[3] = {text[2 * i], text[2 * i + 1], 0};
+        out->bytes[i] = (unsigned char)strtoul(digits, NULL, 16);
+    }
+    return QF_OK;
+}
+
+static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results, uint64_t *count,
+                        qf_error *err)
+{
+    enum { PIECES_MOST = QF_PART_INDEX_MAX };
+    qf_hash fingerprint;
+    char *missing = NULL;
+    if (parse_hash(plan, &fingerprint) != QF_OK || !qf_json_get_integer(plan, "pieces", count) ||
+        *count > PIECES_MOST)
+        return refuse_plan(stage, err);
+    *results = qf_spill_alloc(((size_t)*count + 1) * sizeof **results);
+    if (!*results)
+        return qf_fail_memory(err);
+    qf_status status =
+        qf_journal_gather(stage, &fingerprint, (size_t)*count, *results, &missing, err);
+    if (status == QF_OK && missing)
+        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                            "shards are missing: %s; run them (with --resume where they were "
+                            "interrupted), then commit again",
+                            missing);
+    free(missing);
+    return status;
+}
+
+static qf_status commit(qf_stage *stage, qf_report_totals *totals, qf_error *err)
+{
+    uint64_t count;
+    qf_result *results = NULL;
+    cJSON *plan = read_plan(stage);
+    cJSON *manifest = cJSON_GetObjectItemCaseSensitive(plan, "manifest");
+    const char *name =
+        cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "manifest_name"));
+    qf_status status = plan ? QF_OK : refuse_plan(stage, err);
+    if (status == QF_OK)
+        status = gather(stage, plan, &results, &count, err);
+    if (status == QF_OK)
+        status = expect_files(stage, plan, &totals->bytes_written, err);
+    if (status == QF_OK && manifest)
+        status = is_safe_name(name)
+                     ? stage_manifest(stage, name, manifest, results, (size_t)count, err)
+                     : refuse_plan(stage, err);
+    qf_json_get_integer(plan, "bytes_read", &totals->bytes_read);
+    if (status == QF_OK)
+        status = qf_stage_commit(stage, err);
+    cJSON_Delete(plan);
+    qf_spill_free(results);
+    return status;
+}
+
+qf_status qf_commit(const char *save_path, bool no_sync, qf_report **out, qf_error *err)
+{
+    char *folder, *prefix;
+    qf_stage stage;
+    qf_report_totals totals = {0};
+    double start = qf_monotonic_seconds();
+    if (!save_path)
+        return qf_fail(err, QF_ERR_USAGE, "save_path must not be NULL");
+    qf_status status = qf_save_path_split(save_path, &folder, &prefix, err);
+    if (status != QF_OK)
+        return status;
+    status = qf_stage_open(folder, prefix, QF_STAGE_RESUME, &stage, err);
+    if (status == QF_OK) {
+        stage.unsynced = no_sync;
+        status = commit(&stage, &totals, err);
+        /* a folder that this call made is empty; shards that are there stay */
+        stage.keep = status != QF_OK && faccessat(stage.run_fd, PLAN, F_OK, 0) == 0;
+        qf_stage_close(&stage);
+    }
+    free(folder);
+    free(prefix);
+    totals.seconds = qf_monotonic_seconds() - start;
+    return status == QF_OK ? qf_report_make(&totals, out, err) : status;
+}
