@@ -362,19 +362,20 @@ QF_API qf_status qf_plan_create(qf_model *model, const qf_config *config, const 
                                 qf_diagnostics *diagnostics, qf_plan **out, qf_error *err);
 QF_API void qf_plan_free(qf_plan *plan);
 
-/* A quantized layer of the plan. */
+/* A quantized layer of the plan; first those that calculate with integers. */
 typedef struct qf_layer_info {
     const char *name; /* node name in the output */
     const char *key;  /* key of its record */
     const char *op_type;
     const char *weight;  /* weight tensor in the output, "" for AveragePool */
-    int activation_bits; /* 4, 8 or 16 */
+    int activation_bits; /* 4, 8 or 16; 0: its weight alone is quantized */
     int weight_bits;     /* 4, 6, 7 or 8; 0 if there is no weight */
     uint64_t channels;   /* number of weight scales; 1 is per tensor */
     float scale_d;
     int32_t offset_d;
     bool has_bias; /* an int32 bias is written */
     bool batch_norm_folded;
+    uint64_t group; /* elements of a channel that share a scale; 0: all */
 } qf_layer_info;
 QF_API size_t qf_plan_layer_count(const qf_plan *plan);
 QF_API qf_layer_info qf_plan_layer(const qf_plan *plan, size_t index);
@@ -396,6 +397,8 @@ typedef struct qf_output_file {
 } qf_output_file;
 QF_API size_t qf_plan_output_count(const qf_plan *plan);
 QF_API qf_output_file qf_plan_output(const qf_plan *plan, size_t index);
+/* Bytes that are not written because `dedup` found equal ones. */
+QF_API uint64_t qf_plan_bytes_saved(const qf_plan *plan);
 
 /* Outcome of an export. */
 typedef struct qf_report qf_report;
