@@ -99,7 +99,7 @@ static bool add_ignored(cJSON *config, const qf_checkpoint_plan *p)
 
 static cJSON *quantization(const qf_checkpoint_plan *p)
 {
-    const qf_scheme *s = &p->scheme;
+    const qf_form *s = &p->scheme;
     const char *format = s->activation_bits == 16 ? "pack-quantized" : "int-quantized";
     cJSON *config = cJSON_CreateObject();
     cJSON *groups = cJSON_AddObjectToObject(config, "config_groups");

@@ -402,11 +402,23 @@ static qf_status copy_options(qf_checkpoint_plan *p, const qf_checkpoint_options
     return QF_OK;
 }
 
+/* Words of 32 bits begin with a group. */
+static qf_status read_scheme(qf_checkpoint_plan *p, qf_error *err)
+{
+    if (qf_form_read(p->options.scheme, &p->scheme) && p->scheme.group % 8 == 0 &&
+        (!p->scheme.group || p->scheme.activation_bits == 16))
+        return QF_OK;
+    return qf_fail(err, QF_ERR_USAGE,
+                   "there is no scheme '%.60s'; schemes are w8a8, w8a16 and w4a16, the last two "
+                   "also with a group of a multiple of 8 behind them, as in w4a16:group=128",
+                   p->options.scheme);
+}
+
 static qf_status make_plan(qf_checkpoint_plan *p, qf_error *err)
 {
     const qf_checkpoint_options *o = &p->options;
     uint64_t rows, cols;
-    qf_status status = qf_scheme_parse(o->scheme, &p->scheme, err);
+    qf_status status = read_scheme(p, err);
     if (status == QF_OK)
         status = qf_checkpoint_source_blocks(p->checkpoint, &rows, &cols, &p->fp8_scale_type, err);
     if (status == QF_OK)

@@ -6,8 +6,9 @@
 
 #include "checkpoint/folder.h"
 #include "checkpoint/scales.h"
-#include "checkpoint/scheme.h"
+#include "checkpoint/selection.h"
 #include "onnx/layout.h"
+#include "quant/scheme.h"
 
 /* A tensor of the output. */
 typedef struct qf_out_tensor {
@@ -26,7 +27,7 @@ struct qf_checkpoint_plan {
     qf_arena arena;
     qf_checkpoint *checkpoint;
     qf_checkpoint_options options;
-    qf_scheme scheme;
+    qf_form scheme;
     qf_selection selection;
     qf_scales scales; /* given ones */
     bool has_scales;

@@ -178,7 +178,8 @@ static qf_status add_literal(qf_layout *l, uint64_t offset, const unsigned char 
 
 static qf_job_output place(const qf_layout *l, qf_format format, uint64_t offset)
 {
-    return (qf_job_output){format, (int)l->file_count - 1, offset, true};
+    return (qf_job_output){
+        .format = format, .file = (int)l->file_count - 1, .offset = offset, .placed = true};
 }
 
 static qf_status add_copy(qf_layout *l, const char *file, const char *tensor, qf_span span,
@@ -202,7 +203,7 @@ static qf_status add_shard(qf_checkpoint_plan *p, const char *name, const qf_out
                            size_t count, qf_error *err)
 {
     const unsigned char *header;
-    size_t length;
+    size_t length = 0;
     qf_layout *l = &p->layout;
     const qf_file *files = p->checkpoint->files;
     qf_status status = make_header(p, tensors, count, &header, &length, err);
@@ -222,7 +223,7 @@ static qf_status add_shard(qf_checkpoint_plan *p, const char *name, const qf_out
             status = add_copy(l, files[t->copied->file].path, t->name,
                               qf_safetensor_span(t->copied, files), at, err);
         else if (t->scales)
-            ((qf_found *)t->job->found)->out[0] = place(l, QF_FORMAT_NONE, at);
+            t->job->found->out[0] = place(l, QF_FORMAT_NONE, at);
         else
             t->job->out[0] = place(l, t->job->out[0].format, at);
         at += t->length;

@@ -1,48 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "checkpoint/scheme.h"
+#include "checkpoint/selection.h"
 
 #include <cjson/cJSON.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
-
-qf_status qf_scheme_parse(const char *text, qf_scheme *out, qf_error *err)
-{
-    static const char group[] = ":group=";
-    static const struct {
-        const char *name;
-        int weight, activation;
-    } schemes[] = {{"w8a16", 8, 16}, {"w8a8", 8, 8}, {"w4a16", 4, 16}};
-    size_t n = strcspn(text, ":");
-    for (size_t i = 0; i < sizeof schemes / sizeof *schemes; i++) {
-        if (strlen(schemes[i].name) != n || strncmp(schemes[i].name, text, n) != 0)
-            continue;
-        *out = (qf_scheme){schemes[i].weight, schemes[i].activation, 0};
-        if (!text[n])
-            return QF_OK;
-        const char *digits = text + n + sizeof group - 1;
-        if (strncmp(text + n, group, sizeof group - 1) != 0 || schemes[i].activation != 16 ||
-            !*digits || strspn(digits, "0123456789") != strlen(digits) || strlen(digits) > 6)
-            break;
-        out->group = strtoull(digits, NULL, 10);
-        if (out->group >= 8 && out->group % 8 == 0)
-            return QF_OK;
-        return qf_fail(err, QF_ERR_USAGE, "a group is a multiple of 8 elements, not %s", digits);
-    }
-    return qf_fail(err, QF_ERR_USAGE,
-                   "there is no scheme '%s'; schemes are w8a8, w8a16 and w4a16, the last two also "
-                   "with :group=N behind them",
-                   text);
-}
-
-static qf_status compile(const char *what, const char *text, regex_t *out, qf_error *err)
-{
-    char why[128];
-    int code = regcomp(out, text, REG_EXTENDED | REG_NOSUB);
-    if (code == 0)
-        return QF_OK;
-    regerror(code, out, why, sizeof why);
-    return qf_fail(err, QF_ERR_USAGE, "%s is not a regular expression: '%s': %s", what, text, why);
-}
 
 static bool has_transposed_modules(const char *config, size_t length)
 {
@@ -60,22 +21,14 @@ qf_status qf_selection_open(const char *include, const char *exclude, const char
                             size_t config_length, qf_selection *out, qf_error *err)
 {
     *out = (qf_selection){.transposed_modules = has_transposed_modules(config, config_length)};
-    qf_status status = include ? compile("include", include, &out->include, err) : QF_OK;
-    out->has_include = include && status == QF_OK;
-    if (status == QF_OK && exclude) {
-        status = compile("exclude", exclude, &out->exclude, err);
-        out->has_exclude = status == QF_OK;
-    }
-    return status;
+    qf_status status = qf_pattern_compile("include", include, &out->include, err);
+    return status == QF_OK ? qf_pattern_compile("exclude", exclude, &out->exclude, err) : status;
 }
 
 void qf_selection_close(qf_selection *s)
 {
-    if (s->has_include)
-        regfree(&s->include);
-    if (s->has_exclude)
-        regfree(&s->exclude);
-    s->has_include = s->has_exclude = false;
+    qf_pattern_release(&s->include);
+    qf_pattern_release(&s->exclude);
 }
 
 /* The last part of the module's name: "mlp.gate" of "layers.0.mlp.gate.weight" is "gate". */
@@ -147,9 +100,9 @@ const char *qf_selection_judge(const qf_selection *s, const qf_safetensor *t)
     if (t->rank != 2 || !is_float(t->data_type) || n < 8 ||
         strcmp(t->name + n - 7, ".weight") != 0 || !t->dims[0] || !t->dims[1])
         return NULL;
-    if (s->has_exclude && regexec(&s->exclude, t->name, 0, NULL, 0) == 0)
+    if (qf_pattern_matches(&s->exclude, t->name))
         return "excluded";
-    if (s->has_include)
-        return regexec(&s->include, t->name, 0, NULL, 0) == 0 ? "" : "not included";
+    if (s->include.on)
+        return qf_pattern_matches(&s->include, t->name) ? "" : "not included";
     return judge_default(s, t);
 }

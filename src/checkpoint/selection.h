@@ -1,23 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What "w4a16:group=128" says, and which tensors it is said of. */
-#ifndef QF_CHECKPOINT_SCHEME_H
-#define QF_CHECKPOINT_SCHEME_H
+/* Which tensors of a checkpoint are linear weights. */
+#ifndef QF_CHECKPOINT_SELECTION_H
+#define QF_CHECKPOINT_SELECTION_H
 
-#include <regex.h>
-
-#include "base/error.h"
+#include "base/pattern.h"
 #include "checkpoint/safetensors.h"
 
-typedef struct qf_scheme {
-    int weight_bits;     /* 8 or 4 */
-    int activation_bits; /* 8 or 16 */
-    uint64_t group;      /* 0: one scale a row */
-} qf_scheme;
-qf_status qf_scheme_parse(const char *text, qf_scheme *out, qf_error *err);
-
 typedef struct qf_selection {
-    regex_t include, exclude;
-    bool has_include, has_exclude;
+    qf_pattern include, exclude;
     bool transposed_modules; /* the model's linear layers are GPT-2's Conv1D, stored [in, out] */
 } qf_selection;
 /* `config` is the text of config.json. Release in any case. */
