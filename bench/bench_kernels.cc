@@ -128,11 +128,11 @@ const Kernel kernels[] = {
          }
      }},
     {"absmax", 512, 0,
-     [](const qf_kernels *k, Data &d, size_t n, bool) { k->absmax(d.x, n, d.max); }},
+     [](const qf_kernels *k, Data &d, size_t n, bool) { k->absmax_f32(d.x, n, d.max); }},
     {"absmax_columns", 512, 0,
      [](const qf_kernels *k, Data &d, size_t n, bool) {
          for (size_t i = 0; i < n; i += COLUMNS)
-             k->absmax_columns(d.x + i, COLUMNS, d.max);
+             k->absmax_columns_f32(d.x + i, COLUMNS, d.max);
      }},
     {"minmax", 512, 0,
      [](const qf_kernels *k, Data &d, size_t n, bool) { k->minmax(d.x, n, d.min, d.max); }},

@@ -15,6 +15,30 @@ qf_quantize_columns_fn qf_quantize_columns_for(const qf_kernels *k, qf_element t
                             : k->quantize_columns_bf16;
 }
 
+qf_absmax_fn qf_absmax_for(const qf_kernels *k, qf_element type)
+{
+    return type == QF_F32 ? k->absmax_f32 : type == QF_F16 ? k->absmax_f16 : k->absmax_bf16;
+}
+
+qf_absmax_fn qf_absmax_columns_for(const qf_kernels *k, qf_element type)
+{
+    return type == QF_F32   ? k->absmax_columns_f32
+           : type == QF_F16 ? k->absmax_columns_f16
+                            : k->absmax_columns_bf16;
+}
+
+qf_errors_fn qf_errors_for(const qf_kernels *k, qf_element type)
+{
+    return type == QF_F32 ? k->errors_f32 : type == QF_F16 ? k->errors_f16 : k->errors_bf16;
+}
+
+qf_errors_columns_fn qf_errors_columns_for(const qf_kernels *k, qf_element type)
+{
+    return type == QF_F32   ? k->errors_columns_f32
+           : type == QF_F16 ? k->errors_columns_f16
+                            : k->errors_columns_bf16;
+}
+
 bool qf_quantize_nibbles(const qf_kernels *k, const void *x, qf_element type, size_t n, float scale,
                          uint8_t *out)
 {

@@ -43,6 +43,21 @@ typedef bool (*qf_quantize_fn)(const void *x, size_t n, float scale, int lo, int
 typedef bool (*qf_quantize_columns_fn)(const void *x, size_t rows, size_t n, const float *scales,
                                        int lo, int hi, qf_quantized out);
 
+typedef bool (*qf_absmax_fn)(const void *x, size_t n, float *max);
+
+/* How far integers times their scale are from what they stand for. */
+typedef struct qf_error_sums {
+    double signal; /* of x[i]^2 */
+    double noise;  /* of (x[i] - q[i] * scale)^2 */
+    float max_error;
+    uint64_t clipped; /* elements more than 0.51 scale off: beyond the range of the integers */
+} qf_error_sums;
+
+typedef void (*qf_errors_fn)(const void *x, const int8_t *q, size_t n, float scale,
+                             qf_error_sums *sums);
+typedef void (*qf_errors_columns_fn)(const void *x, const int8_t *q, size_t n, const float *scales,
+                                     qf_error_sums *sums);
+
 /* One instruction set's kernels. */
 typedef struct qf_kernels {
     const char *name;
@@ -63,11 +78,16 @@ typedef struct qf_kernels {
 
     /* *max = max(*max, |x[i]|), and the same for n columns. Returns false if any x[i] is not
      * finite; the maximum is then unspecified. Start with 0. */
-    bool (*absmax)(const void *x, size_t n, float *max);
-    bool (*absmax_columns)(const void *x, size_t n, float *max);
+    qf_absmax_fn absmax_f32, absmax_f16, absmax_bf16;
+    qf_absmax_fn absmax_columns_f32, absmax_columns_f16, absmax_columns_bf16;
     /* *min = min(*min, x[i]), *max likewise; zeros are positive. Start with x[0]. */
     bool (*minmax)(const void *x, size_t n, float *min, float *max);
     bool (*minmax_columns)(const void *x, size_t n, float *min, float *max);
+
+    /* Adds to *sums what quantizing to q[i] lost, in the order that kernels/README.md says. All
+     * x[i] are finite. */
+    qf_errors_fn errors_f32, errors_f16, errors_bf16;
+    qf_errors_columns_fn errors_columns_f32, errors_columns_f16, errors_columns_bf16;
 
     /* y[i] = q[i]; y[i] = q[i] * scale; y[i] = q[i] * scales[i]. */
     void (*widen)(const int8_t *q, size_t n, float *y);
@@ -109,6 +129,10 @@ const qf_kernels *qf_kernels_at(size_t i);
 
 qf_quantize_fn qf_quantize_for(const qf_kernels *k, qf_element type);
 qf_quantize_columns_fn qf_quantize_columns_for(const qf_kernels *k, qf_element type);
+qf_absmax_fn qf_absmax_for(const qf_kernels *k, qf_element type);
+qf_absmax_fn qf_absmax_columns_for(const qf_kernels *k, qf_element type);
+qf_errors_fn qf_errors_for(const qf_kernels *k, qf_element type);
+qf_errors_columns_fn qf_errors_columns_for(const qf_kernels *k, qf_element type);
 
 /* n / 2 bytes of pairs of 4-bit integers, for callers that have no use for the integers themselves;
  * n is even. Returns as quantize does. */

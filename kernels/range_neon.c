@@ -7,7 +7,7 @@ static inline uint32x4_t magnitude(const void *x, size_t i)
 }
 
 /* Four maxima side by side, because one would wait for itself; the scalar definition joins them. */
-bool qf_absmax_neon(const void *x, size_t n, float *max)
+bool qf_absmax_f32_neon(const void *x, size_t n, float *max)
 {
     uint32x4_t best[4];
     for (size_t j = 0; j < 4; j++)
@@ -20,11 +20,11 @@ bool qf_absmax_neon(const void *x, size_t n, float *max)
     best[0] = vmaxq_u32(vmaxq_u32(best[0], best[1]), vmaxq_u32(best[2], best[3]));
     float lanes[4];
     vst1q_f32(lanes, vreinterpretq_f32_u32(best[0]));
-    bool finite = qf_absmax_scalar(lanes, 4, max);
-    return qf_absmax_scalar((const float *)x + i, n - i, max) && finite;
+    bool finite = qf_absmax_f32_scalar(lanes, 4, max);
+    return qf_absmax_f32_scalar((const float *)x + i, n - i, max) && finite;
 }
 
-bool qf_absmax_columns_neon(const void *x, size_t n, float *max)
+bool qf_absmax_columns_f32_neon(const void *x, size_t n, float *max)
 {
     uint32x4_t bad = vdupq_n_u32(0);
     size_t i = 0;
@@ -34,7 +34,73 @@ bool qf_absmax_columns_neon(const void *x, size_t n, float *max)
         uint32x4_t old = vreinterpretq_u32_f32(vld1q_f32(max + i));
         vst1q_f32(max + i, vreinterpretq_f32_u32(vmaxq_u32(v, old)));
     }
-    return qf_absmax_columns_scalar((const float *)x + i, n - i, max + i) && qf_all_zero(bad);
+    return qf_absmax_columns_f32_scalar((const float *)x + i, n - i, max + i) && qf_all_zero(bad);
+}
+
+/* 16-bit floats by their bits, 8 a register; the scalar definition judges the largest of each lane.
+ * Returns how many elements were done. */
+static inline size_t absmax16(const void *x, size_t n, uint16_t lanes[8])
+{
+    const uint8_t *at = x;
+    uint16x8_t best[4];
+    for (size_t j = 0; j < 4; j++)
+        best[j] = vdupq_n_u16(0);
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        for (size_t j = 0; j < 4; j++) {
+            uint16x8_t v = vreinterpretq_u16_u8(vld1q_u8(at + 2 * i + 16 * j));
+            best[j] = vmaxq_u16(best[j], vandq_u16(v, vdupq_n_u16(0x7fff)));
+        }
+    }
+    best[0] = vmaxq_u16(vmaxq_u16(best[0], best[1]), vmaxq_u16(best[2], best[3]));
+    vst1q_u16(lanes, best[0]);
+    return i;
+}
+
+bool qf_absmax_f16_neon(const void *x, size_t n, float *max)
+{
+    uint16_t lanes[8];
+    size_t i = absmax16(x, n, lanes);
+    bool finite = qf_absmax_f16_scalar(lanes, 8, max);
+    return qf_absmax_f16_scalar((const char *)x + 2 * i, n - i, max) && finite;
+}
+
+bool qf_absmax_bf16_neon(const void *x, size_t n, float *max)
+{
+    uint16_t lanes[8];
+    size_t i = absmax16(x, n, lanes);
+    bool finite = qf_absmax_bf16_scalar(lanes, 8, max);
+    return qf_absmax_bf16_scalar((const char *)x + 2 * i, n - i, max) && finite;
+}
+
+/* Returns how many columns were done. */
+static inline size_t columns16(const void *x, size_t n, qf_element type, float *max, bool *finite)
+{
+    uint32x4_t bad = vdupq_n_u32(0);
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        uint32x4_t v = vreinterpretq_u32_f32(qf_stored4(x, i, type));
+        v = vandq_u32(v, vdupq_n_u32(0x7fffffff));
+        bad = vorrq_u32(bad, vcgeq_u32(v, vdupq_n_u32(0x7f800000)));
+        uint32x4_t old = vreinterpretq_u32_f32(vld1q_f32(max + i));
+        vst1q_f32(max + i, vreinterpretq_f32_u32(vmaxq_u32(v, old)));
+    }
+    *finite = qf_all_zero(bad);
+    return i;
+}
+
+bool qf_absmax_columns_f16_neon(const void *x, size_t n, float *max)
+{
+    bool finite;
+    size_t i = columns16(x, n, QF_F16, max, &finite);
+    return qf_absmax_columns_f16_scalar((const char *)x + 2 * i, n - i, max + i) && finite;
+}
+
+bool qf_absmax_columns_bf16_neon(const void *x, size_t n, float *max)
+{
+    bool finite;
+    size_t i = columns16(x, n, QF_BF16, max, &finite);
+    return qf_absmax_columns_bf16_scalar((const char *)x + 2 * i, n - i, max + i) && finite;
 }
 
 /* The element, and NaN bits in *bad where it is not finite; -0 becomes 0. */

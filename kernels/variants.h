@@ -11,15 +11,16 @@
 
 /* clang-format off */
 #define QF_KERNELS(X, isa)                                                                         \
-    X(load_f16, isa) X(load_bf16, isa) X(load_f64, isa) X(scale, isa)                              \
-    X(quantize_f32, isa) X(quantize_f16, isa) X(quantize_bf16, isa)                                \
-    X(quantize_columns_f32, isa) X(quantize_columns_f16, isa) X(quantize_columns_bf16, isa)        \
-    X(absmax, isa) X(absmax_columns, isa) X(minmax, isa) X(minmax_columns, isa)                    \
-    X(widen, isa) X(dequantize, isa) X(dequantize_columns, isa)                                    \
-    X(pack_pairs, isa) X(pack_rows, isa)                                                           \
-    X(bias_f32, isa) X(bias_f64, isa)                                                              \
-    X(dequant_scale, isa) X(dequant_pack, isa)                                                     \
-    X(transpose, isa)
+    X(load_f16, isa) X(load_bf16, isa) X(load_f64, isa) X(scale, isa) X(quantize_f32, isa)         \
+    X(quantize_f16, isa) X(quantize_bf16, isa) X(quantize_columns_f32, isa)                        \
+    X(quantize_columns_f16, isa) X(quantize_columns_bf16, isa) X(absmax_f32, isa)                  \
+    X(absmax_f16, isa) X(absmax_bf16, isa) X(absmax_columns_f32, isa)                              \
+    X(absmax_columns_f16, isa) X(absmax_columns_bf16, isa) X(minmax, isa)                          \
+    X(minmax_columns, isa) X(errors_f32, isa) X(errors_f16, isa) X(errors_bf16, isa)               \
+    X(errors_columns_f32, isa) X(errors_columns_f16, isa) X(errors_columns_bf16, isa)              \
+    X(widen, isa) X(dequantize, isa) X(dequantize_columns, isa) X(pack_pairs, isa)                 \
+    X(pack_rows, isa) X(bias_f32, isa) X(bias_f64, isa) X(dequant_scale, isa)                      \
+    X(dequant_pack, isa) X(transpose, isa)
 
 /* Those built for this processor family, slowest first. */
 #if defined(__x86_64__)

@@ -4,7 +4,6 @@
 #define QF_EXEC_BLOCKS_H
 
 #include "exec/job.h"
-#include "exec/stopgap.h"
 #include "kernels.h"
 
 enum { QF_BLOCK = QF_ROOM / 4 }; /* elements: with input and outputs, half of a 1 MiB L2 */

@@ -450,7 +450,7 @@ static qf_status store_folded(const qf_job *job, uint64_t first, size_t n, const
 static bool all_finite(const float *x, size_t n)
 {
     float max = 0;
-    return qf_kernels_get()->absmax(x, n, &max);
+    return qf_kernels_get()->absmax_f32(x, n, &max);
 }
 
 static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint64_t block,

@@ -7,6 +7,7 @@
 #include <omp.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -646,6 +647,20 @@ static qf_status note_pending(worker *k, qf_error *err)
     return status;
 }
 
+/* The hash of a copy's source, letting go of it behind. */
+static qf_hash hash_source(worker *k, qf_part p)
+{
+    const qf_copy *copy = copy_of(k->run, p);
+    XXH3_state_t *state = k->hasher.slots[0].state;
+    XXH3_128bits_reset(state);
+    for (uint64_t at = 0; at < copy->length; at += STEP) {
+        qf_range range = {at, qf_at_most(copy->length - at, STEP)};
+        XXH3_128bits_update(state, copy->source.data + at, (size_t)range.length);
+        advise(k->run, &copy->source, range, MADV_DONTNEED);
+    }
+    return qf_hash_digest(state);
+}
+
 /* Hashes of what a piece has written. What did not go through in order is read back. */
 static qf_status hash_piece(worker *k, qf_part p, const qf_place places[QF_SLOTS],
                             qf_result *result, qf_error *err)
@@ -660,7 +675,7 @@ static qf_status hash_piece(worker *k, qf_part p, const qf_place places[QF_SLOTS
         if (l)
             result->hashes[i] = qf_hash_of(l->data, l->length);
         else if (copy && !k->hasher.slots[i].used) /* moved inside the kernel */
-            result->hashes[i] = qf_hash_of(copy->source.data, (size_t)copy->length);
+            result->hashes[i] = hash_source(k, p);
         else if (!qf_hasher_end(&k->hasher, i, &result->hashes[i])) {
             status = qf_writer_flush(&k->writer, err);
             status = status == QF_OK ? qf_writer_finish(&k->writer, err) : status;

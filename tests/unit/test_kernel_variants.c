@@ -195,14 +195,51 @@ static void check_absmax(const qf_kernels *k, const sample *s, unsigned char *ou
 {
     float *max = (float *)(void *)out;
     max[0] = s->n % 4 ? 0 : 1.5f;
-    assert_true(k->absmax(s->f32 + s->shift, s->n, max));
+    assert_true(k->absmax_f32(s->f32 + s->shift, s->n, max));
 }
 
 static void check_absmax_columns(const qf_kernels *k, const sample *s, unsigned char *out)
 {
     memset(out, 0, 4 * s->n);
-    assert_true(k->absmax_columns(s->scales, s->n, (float *)(void *)out));
-    assert_true(k->absmax_columns(s->f32 + s->shift, s->n, (float *)(void *)out));
+    assert_true(k->absmax_columns_f32(s->scales, s->n, (float *)(void *)out));
+    assert_true(k->absmax_columns_f32(s->f32 + s->shift, s->n, (float *)(void *)out));
+}
+
+static const unsigned char *stored_as(const sample *s, qf_element type)
+{
+    return (type == QF_F32 ? s->f32 : type == QF_F16 ? s->f16 : s->bf16) + s->shift;
+}
+
+static void check_absmax_halves(const qf_kernels *k, const sample *s, unsigned char *out)
+{
+    float *max = (float *)(void *)out;
+    max[0] = max[1] = s->n % 4 ? 0 : 1.5f;
+    assert_true(k->absmax_f16(stored_as(s, QF_F16), s->n, max));
+    assert_true(k->absmax_bf16(stored_as(s, QF_BF16), s->n, max + 1));
+}
+
+static void check_absmax_columns_halves(const qf_kernels *k, const sample *s, unsigned char *out)
+{
+    memset(out, 0, 8 * s->n);
+    float *max = (float *)(void *)out;
+    assert_true(k->absmax_columns_f16(stored_as(s, QF_F16), s->n, max));
+    assert_true(k->absmax_columns_bf16(stored_as(s, QF_BF16), s->n, max + s->n));
+}
+
+/* Sums of one scale and of one a column, for each type. */
+static void check_errors(const qf_kernels *k, const sample *s, unsigned char *out)
+{
+    for (int t = QF_F32; t <= QF_BF16; t++) {
+        const unsigned char *x = stored_as(s, (qf_element)t);
+        qf_error_sums sums = {0};
+        qf_errors_for(k, (qf_element)t)(x, s->q, s->n, s->scale, &sums);
+        qf_errors_columns_for(k, (qf_element)t)(x, s->q, s->n, s->scales, &sums);
+        memcpy(out, &sums.signal, 8);
+        memcpy(out + 8, &sums.noise, 8);
+        memcpy(out + 16, &sums.max_error, 4);
+        memcpy(out + 20, &sums.clipped, 8);
+        out += 28;
+    }
 }
 
 static void check_minmax(const qf_kernels *k, const sample *s, unsigned char *out)
@@ -298,6 +335,9 @@ static const struct {
     {"quantize_columns_bf16", check_columns_bf16},
     {"absmax", check_absmax},
     {"absmax_columns", check_absmax_columns},
+    {"absmax_f16, absmax_bf16", check_absmax_halves},
+    {"absmax_columns_f16, absmax_columns_bf16", check_absmax_columns_halves},
+    {"errors", check_errors},
     {"minmax", check_minmax},
     {"minmax_columns", check_minmax_columns},
     {"widen", check_widen},
@@ -335,6 +375,42 @@ static void test_every_length(void **state)
     }
 }
 
+/* Sums over several chunks: those of a plain float64 loop but for rounding, the same bits in every
+ * instruction set, and what lies beyond the integers' range counted. */
+static void test_errors_of_many(void **state)
+{
+    (void)state;
+    enum { MANY = 5003 };
+    static float x[MANY];
+    static int8_t q[MANY];
+    const float scale = 0.01f;
+    double signal = 0, noise = 0;
+    for (size_t i = 0; i < MANY; i++) {
+        x[i] = ((float)(random_bits() % 25000) - 12500.0f) * 1e-4f;
+        if (i % 701 == 3)
+            x[i] = 1.5f;
+        long n = lrintf(x[i] / scale);
+        q[i] = (int8_t)(n > 127 ? 127 : n < -128 ? -128 : n);
+        double e = (double)x[i] - (double)((float)q[i] * scale);
+        signal += (double)x[i] * (double)x[i];
+        noise += e * e;
+    }
+    qf_error_sums first = {0};
+    for (size_t v = 0; qf_kernels_at(v); v++) {
+        qf_error_sums sums = {0};
+        qf_kernels_at(v)->errors_f32(x, q, MANY, scale, &sums);
+        if (!v)
+            first = sums;
+        assert_memory_equal(&sums.signal, &first.signal, sizeof sums.signal);
+        assert_memory_equal(&sums.noise, &first.noise, sizeof sums.noise);
+        assert_memory_equal(&sums.max_error, &first.max_error, sizeof sums.max_error);
+        assert_int_equal(sums.clipped, (MANY - 4) / 701 + 1);
+        assert_true(fabs(sums.signal / signal - 1) < 1e-6);
+        assert_true(fabs(sums.noise / noise - 1) < 1e-4);
+        assert_true(fabsf(sums.max_error - (1.5f - 1.27f)) < 1e-6f);
+    }
+}
+
 /* A value that is not finite is seen wherever it stands. */
 static void test_nonfinite_is_seen(void **state)
 {
@@ -356,9 +432,9 @@ static void test_nonfinite_is_seen(void **state)
                 memset(high, 0, sizeof high);
                 assert_false(k->quantize_f32(x, n, 1.0f, -128, 127, out));
                 assert_false(k->quantize_columns_f32(x, 1, n, scales, -128, 127, out));
-                assert_false(k->absmax(x, n, high));
+                assert_false(k->absmax_f32(x, n, high));
                 high[0] = 0;
-                assert_false(k->absmax_columns(x, n, high));
+                assert_false(k->absmax_columns_f32(x, n, high));
                 assert_false(k->minmax(x, n, low, high + 1));
                 memset(low, 0, sizeof low);
                 memset(high, 0, sizeof high);
@@ -387,7 +463,15 @@ static void test_nonfinite_halves_are_seen(void **state)
             assert_false(k->quantize_f16(x, 70, 1.0f, -128, 127, (qf_quantized){.y = y}));
             assert_false(
                 k->quantize_columns_f16(x, 1, 70, scales, -128, 127, (qf_quantized){.y = y}));
+            memset(y, 0, sizeof y);
+            assert_false(k->absmax_f16(x, 70, y));
+            memset(y, 0, sizeof y);
+            assert_false(k->absmax_columns_f16(x, 70, y));
             x[at] = bad_bf16[at % 4];
+            memset(y, 0, sizeof y);
+            assert_false(k->absmax_bf16(x, 70, y));
+            memset(y, 0, sizeof y);
+            assert_false(k->absmax_columns_bf16(x, 70, y));
             assert_false(k->quantize_bf16(x, 70, 1.0f, -128, 127, (qf_quantized){.y = y}));
             assert_false(
                 k->quantize_columns_bf16(x, 1, 70, scales, -128, 127, (qf_quantized){.y = y}));
@@ -529,13 +613,10 @@ static void test_quantize_transposed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_length),
-        cmocka_unit_test(test_nonfinite_is_seen),
-        cmocka_unit_test(test_nonfinite_halves_are_seen),
-        cmocka_unit_test(test_streaming),
-        cmocka_unit_test(test_rows_of_columns),
-        cmocka_unit_test(test_transpose),
-        cmocka_unit_test(test_quantize_transposed),
+        cmocka_unit_test(test_every_length),      cmocka_unit_test(test_errors_of_many),
+        cmocka_unit_test(test_nonfinite_is_seen), cmocka_unit_test(test_nonfinite_halves_are_seen),
+        cmocka_unit_test(test_streaming),         cmocka_unit_test(test_rows_of_columns),
+        cmocka_unit_test(test_transpose),         cmocka_unit_test(test_quantize_transposed),
     };
     for (size_t v = 0; qf_kernels_at(v); v++)
         printf("kernels that run here: %s\n", qf_kernels_at(v)->name);
