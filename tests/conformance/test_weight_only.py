@@ -935,3 +935,55 @@ def test_dedup_of_matrices_between_branches(quantfold, tmp_path):
         feeds = net.feeds | {"which": np.array(which)}
         ours, exact = (run_model(p, feeds)[0] for p in (tmp_path / "o" / FAKE, path))
         assert sqnr_db(exact, ours) > 25
+
+
+# ---- with what else there is -------------------------------------------------------------------
+
+
+def test_qdq_models(quantfold, tmp_path):
+    """Layers between Q and DQ are taken as ever, without a record; the others are weight-only."""
+    net = Net(opset=21, ir_version=10)
+    x = net.input("x", random(4, 32))
+    scale, zero = net.weight("s", np.array(0.03, F32)), net.weight("z", np.array(0, np.int8))
+    x = net.op("QuantizeLinear", [x, scale, zero], "q")
+    x = net.op("DequantizeLinear", [x, scale, zero], "dq")
+    stored = np.random.default_rng(1).integers(-127, 127, (32, 16)).astype(np.int8)
+    w = net.op("DequantizeLinear", [net.weight("w", stored), scale, zero], "dqw")
+    x = net.op("MatMul", [x, w], "quantized")
+    plain = random(16, 8, seed=2)
+    net.op("MatMul", [x, net.weight("plain.weight", plain)], "plain", "y")
+    net.output("y")
+    path = save_net(net, tmp_path)
+    result = run_export(quantfold, path, tmp_path / "o", "--weight-only", "w8a16", "-v")
+    assert "quantized  A8W8 per tensor" in result.out
+    assert "plain  W8 per channel, weight only" in result.out and "warning" not in result.err
+    for name in MODELS:
+        check_matrix(tmp_path / "o" / name, "plain.weight", plain, 1, W8)
+    ours, exact = (run_model(p, net.feeds)[0] for p in (tmp_path / "o" / FAKE, path))
+    assert sqnr_db(exact, ours) > 25
+
+
+def test_config(quantfold, tmp_path):
+    """A layer that the config enables is not said to stay float."""
+    net, path, text = mixed(tmp_path)
+    (tmp_path / "r.txt").write_text(text)
+    layer = make_record.layer_config(False)
+    config = {n: layer | {"retrain_enable": n != "gn"} for n in ("mm", "gt", "gn")}
+    (tmp_path / "c.json").write_text(make_record.config_text(config))
+    args = ("--record", tmp_path / "r.txt", "--config", tmp_path / "c.json")
+    err = run_export(quantfold, path, tmp_path / "o", *args, "--weight-only", "w8a16").err
+    assert "stays float" not in err
+    assert "gn: the config disables this layer, but --weight-only quantizes its weight" in err
+    assert "stays float" in run_export(quantfold, path, tmp_path / "o", *args).err
+
+
+@pytest.mark.parametrize("scheme", [W8, W4G], ids=lambda s: s.text)
+def test_shards(quantfold, tmp_path, scheme):
+    """Parts that several runs write make the same files."""
+    path = external_source(two_layers(), tmp_path / "src", True)
+    args = ("--weight-only", scheme.text, "--no-fsync")
+    run_export(quantfold, path, tmp_path / "whole", *args)
+    for shard in range(3):
+        run_export(quantfold, path, tmp_path / "parts", *args, "--shard", f"{shard}/3")
+    assert quantfold("commit", "--save-path", tmp_path / "parts" / "m").code == 0
+    assert snapshot(tmp_path / "whole") == snapshot(tmp_path / "parts")
