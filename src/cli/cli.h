@@ -15,6 +15,7 @@ int cmd_check(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_record(int argc, char **argv);
 int cmd_commit(int argc, char **argv);
+int cmd_checkpoint(int argc, char **argv);
 
 /* Options that several subcommands take. */
 typedef struct cli_inputs {
@@ -57,6 +58,14 @@ bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_
 void cli_put_text(FILE *out, const char *text);
 /* 1234567 -> "1.2 MB". */
 const char *cli_bytes(uint64_t bytes, char buffer[32]);
+/* A size in bytes, with K, M, G or T for powers of 1024; false after a message. */
+bool cli_read_size(const char *option, const char *text, uint64_t *out);
+/* The words of --progress and --io, in the order of the enums. */
+extern const char *const cli_whens[], *const cli_ios[];
+/* How a run went, and what is to be done when it was a shard: `option` and `target` of commit. */
+void cli_print_totals(qf_report_totals totals, uint32_t shard, uint32_t shard_count,
+                      const char *option, const char *target);
+void cli_json_totals(cJSON *root, qf_report_totals totals);
 /* Reads "I/N" or "slurm" (the variables of a job step or array task); false with a message. */
 bool cli_read_shard(const char *text, uint32_t *shard, uint32_t *count);
 /* Prints and deletes a JSON document; EXIT_DONE or EXIT_SYSTEM. */

@@ -97,9 +97,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
 static bool set_choice(arguments *a, int option, const char *word)
 {
     static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
-    static const char *const whens[] = {"auto", "always", "never", NULL};
     static const char *const layouts[] = {"per-tensor", "single", NULL};
-    static const char *const ios[] = {"auto", "pwrite", "mmap", "direct", NULL};
     static const char *const forms[] = {"float", "int8", "shared", NULL};
     static const char *const pairs[] = {"keep", "drop", NULL};
     int i;
@@ -125,7 +123,7 @@ static bool set_choice(arguments *a, int option, const char *word)
         a->options.emit = (qf_emit)i;
         break;
     case 'x':
-        i = cli_choose("external", word, whens);
+        i = cli_choose("external", word, cli_whens);
         a->options.external = (qf_external)i;
         break;
     case 'L':
@@ -133,40 +131,21 @@ static bool set_choice(arguments *a, int option, const char *word)
         a->options.external_layout = (qf_external_layout)i;
         break;
     case 'I':
-        i = cli_choose("io", word, ios);
+        i = cli_choose("io", word, cli_ios);
         a->options.io = (qf_io)i;
         break;
     default:
-        i = cli_choose("progress", word, whens);
+        i = cli_choose("progress", word, cli_whens);
         a->progress = (cli_when)i;
     }
     return i >= 0;
-}
-
-/* A number of bytes, with K, M, G or T for powers of 1024. */
-static bool read_size(const char *option, const char *text, uint64_t *out)
-{
-    static const char units[] = "KMGT";
-    char *end;
-    unsigned long long v = strtoull(text, &end, 10);
-    const char *unit = *end ? strchr(units, *end) : NULL;
-    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
-    if (strspn(text, "0123456789") == 0 || strspn(text, "0123456789") > 18 ||
-        (*end && (!unit || end[1])) || !v || v > UINT64_MAX >> shift) {
-        fprintf(stderr,
-                "quantfold: --%s takes a size in bytes, or with K, M, G or T behind it, not '%s'\n",
-                option, text);
-        return false;
-    }
-    *out = (uint64_t)v << shift;
-    return true;
 }
 
 static bool set_number(arguments *a, int option, const char *word)
 {
     uint64_t n;
     if (option == 'M')
-        return read_size("memory-limit", word, &a->options.memory_limit);
+        return cli_read_size("memory-limit", word, &a->options.memory_limit);
     if (option == 'X')
         return cli_read_number("external-threshold", word, INT64_MAX,
                                &a->options.external_threshold);
@@ -402,7 +381,7 @@ static void print_outputs(const qf_plan *plan)
 
 static void print_summary(const arguments *a, const qf_plan *plan, const qf_report *report)
 {
-    char in[32], out[32], rate[32], kept[32];
+    char saved[32];
     printf("%s %zu of %zu layers\n", report ? "quantized" : "would quantize",
            qf_plan_layer_count(plan), qf_plan_layer_count(plan) + qf_plan_skipped_count(plan));
     if (a->verbose)
@@ -413,20 +392,11 @@ static void print_summary(const arguments *a, const qf_plan *plan, const qf_repo
     print_outputs(plan);
     if (qf_plan_bytes_saved(plan))
         printf("saved %s by writing equal tensors once\n",
-               cli_bytes(qf_plan_bytes_saved(plan), out));
+               cli_bytes(qf_plan_bytes_saved(plan), saved));
     if (!report)
         return;
-    qf_report_totals t = qf_report_get(report);
-    double per_second = t.seconds > 0 ? (double)(t.bytes_read + t.bytes_written) / t.seconds : 0;
-    if (t.bytes_kept)
-        printf("%s were there from an earlier run\n", cli_bytes(t.bytes_kept, kept));
-    if (a->options.shard_count)
-        printf(
-            "shard %u of %u is done; when all are, 'quantfold commit --save-path %s' puts them in "
-            "place\n",
-            a->options.shard, a->options.shard_count, a->options.save_path);
-    printf("%s in, %s out, %.2f s, %s/s\n", cli_bytes(t.bytes_read, in),
-           cli_bytes(t.bytes_written, out), t.seconds, cli_bytes((uint64_t)per_second, rate));
+    cli_print_totals(qf_report_get(report), a->options.shard, a->options.shard_count, "--save-path",
+                     a->options.save_path);
 }
 
 static cJSON *layers_json(const qf_plan *plan)
@@ -480,13 +450,8 @@ static int print_result_json(const qf_plan *plan, const qf_report *report, qf_st
         cJSON_AddItemToObject(root, "files", files);
         cJSON_AddNumberToObject(root, "bytes_saved", (double)qf_plan_bytes_saved(plan));
     }
-    if (report) {
-        qf_report_totals t = qf_report_get(report);
-        cJSON_AddNumberToObject(root, "bytes_read", (double)t.bytes_read);
-        cJSON_AddNumberToObject(root, "bytes_written", (double)t.bytes_written);
-        cJSON_AddNumberToObject(root, "bytes_kept", (double)t.bytes_kept);
-        cJSON_AddNumberToObject(root, "seconds", t.seconds);
-    }
+    if (report)
+        cli_json_totals(root, qf_report_get(report));
     return cli_print_json(root);
 }
 

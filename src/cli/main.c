@@ -10,6 +10,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"export", cmd_export, "write the deploy and fake_quant models"},
+    {"checkpoint", cmd_checkpoint, "quantize the weights of a safetensors checkpoint"},
     {"commit", cmd_commit, "put in place what the shards of an export have written"},
     {"check", cmd_check, "validate model, config and record; report everything that is wrong"},
     {"record", cmd_record,
@@ -24,7 +25,7 @@ static void print_help(FILE *out)
             "usage: quantfold COMMAND [OPTIONS]\n\n",
             qf_version());
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        fprintf(out, "  %-8s  %s\n", commands[i].name, commands[i].summary);
+        fprintf(out, "  %-10s  %s\n", commands[i].name, commands[i].summary);
     fprintf(out,
             "\nquantfold COMMAND --help explains a command. Exit codes: 0 done, 1 the input or "
             "the\nrequest is wrong, 2 wrong usage, 3 the system failed, 130 interrupted.\n");

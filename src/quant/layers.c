@@ -385,7 +385,7 @@ static void check_scheme(qf_plan *plan, size_t errors)
         qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = path},
                     "--weight-only finds no weight: no MatMul or Gemm that has no record%s has a "
                     "constant float matrix; `quantfold inspect` lists the layers",
-                    plan->scheme.has_include || plan->scheme.has_exclude
+                    plan->scheme.include.on || plan->scheme.exclude.on
                         ? " and that --include and --exclude choose"
                         : "");
 }

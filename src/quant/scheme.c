@@ -19,35 +19,23 @@ static bool read_group(const char *text, uint64_t *group)
     return digits && digits <= MOST_DIGITS && !text[digits] && *group >= 2;
 }
 
-static bool read_form(const char *word, qf_scheme *s)
+bool qf_form_read(const char *text, qf_form *out)
 {
-    const char *rest = behind(word, "w8a16");
-    s->bits = rest ? 8 : 4;
-    rest = rest ? rest : behind(word, "w4a16");
+    static const struct {
+        const char *name;
+        int weight, activation;
+    } forms[] = {{"w8a16", 8, 16}, {"w8a8", 8, 8}, {"w4a16", 4, 16}};
+    const char *rest = NULL;
+    for (size_t i = 0; !rest && i < sizeof forms / sizeof *forms; i++) {
+        rest = behind(text, forms[i].name);
+        *out = (qf_form){forms[i].weight, forms[i].activation, 0};
+    }
     if (!rest || !*rest)
         return rest != NULL;
     rest = behind(rest, ":group=");
-    if (!rest || !read_group(rest, &s->group))
+    if (!rest || !read_group(rest, &out->group))
         return false;
-    return s->bits == 8 || s->group % 2 == 0; /* two int4 share a byte */
-}
-
-static qf_status compile(const char *option, const char *pattern, regex_t *out, bool *has,
-                         qf_error *err)
-{
-    if (!pattern)
-        return QF_OK;
-    int code = regcomp(out, pattern, REG_EXTENDED | REG_NOSUB);
-    *has = code == 0;
-    if (*has)
-        return QF_OK;
-    char why[160];
-    regerror(code, out, why, sizeof why);
-    if (code == REG_ESPACE)
-        return qf_fail_memory(err);
-    return qf_fail(err, QF_ERR_USAGE,
-                   "--%s takes a POSIX extended regular expression, and '%.200s' is none: %s",
-                   option, pattern, why);
+    return out->weight_bits == 8 || out->group % 2 == 0;
 }
 
 qf_status qf_scheme_read(const qf_export_options *o, qf_scheme *out, qf_error *err)
@@ -61,34 +49,35 @@ qf_status qf_scheme_read(const qf_export_options *o, qf_scheme *out, qf_error *e
         return QF_OK;
     }
     out->from_record = strcmp(o->weight_only, "record") == 0;
-    if (!out->from_record && !read_form(o->weight_only, out))
+    qf_form form = {0};
+    if (!out->from_record && (!qf_form_read(o->weight_only, &form) || form.activation_bits != 16))
         return qf_fail(err, QF_ERR_USAGE,
                        "--weight-only is '%.60s'; it must be w8a16, w4a16, one of them with a "
                        "group of 2 or more elements (for w4a16 an even number), as in "
                        "w4a16:group=128, or record",
                        o->weight_only);
-    qf_status status = compile("include", o->include, &out->include, &out->has_include, err);
+    out->bits = form.weight_bits;
+    out->group = form.group;
+    qf_status status = qf_pattern_compile("include", o->include, &out->include, err);
     if (status == QF_OK)
-        status = compile("exclude", o->exclude, &out->exclude, &out->has_exclude, err);
+        status = qf_pattern_compile("exclude", o->exclude, &out->exclude, err);
     return status;
 }
 
 void qf_scheme_release(qf_scheme *s)
 {
-    if (s->has_include)
-        regfree(&s->include);
-    if (s->has_exclude)
-        regfree(&s->exclude);
+    qf_pattern_release(&s->include);
+    qf_pattern_release(&s->exclude);
     *s = (qf_scheme){0};
 }
 
-static bool matches(const regex_t *pattern, const char *tensor, const char *node)
+static bool matches(const qf_pattern *pattern, const char *tensor, const char *node)
 {
-    return regexec(pattern, tensor, 0, NULL, 0) == 0 || regexec(pattern, node, 0, NULL, 0) == 0;
+    return qf_pattern_matches(pattern, tensor) || qf_pattern_matches(pattern, node);
 }
 
 bool qf_scheme_chooses(const qf_scheme *s, const char *tensor, const char *node)
 {
-    return (!s->has_include || matches(&s->include, tensor, node)) &&
-           !(s->has_exclude && matches(&s->exclude, tensor, node));
+    return (!s->include.on || matches(&s->include, tensor, node)) &&
+           !matches(&s->exclude, tensor, node);
 }
