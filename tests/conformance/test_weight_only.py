@@ -764,15 +764,17 @@ def test_external_sources(quantfold, tmp_path, one, layout):
     net = two_layers()
     path = external_source(net, tmp_path / "src", one)
     for threads in ("1", "4"):
-        args = ("--weight-only", "w8a16", "--external-layout", layout, "--threads", threads)
+        args = ("--weight-only", W4G.text, "--external-layout", layout, "--threads", threads)
         run_export(quantfold, path, tmp_path / threads, *args)
     assert snapshot(tmp_path / "1") == snapshot(tmp_path / "4")
     for name in MODELS:
         for n, axis in AXES.items():
-            check_matrix(tmp_path / "1" / name, n, weights_of(net)[n], axis, W8)
+            check_matrix(tmp_path / "1" / name, n, weights_of(net)[n], axis, W4G)
         stored = tensors(tmp_path / "1" / name)
         for n in AXES:
             assert stored[f"{n}.quantized"].data_location == TensorProto.EXTERNAL
+            large = n == "gt.weight"  # 96 * 3 scales
+            assert (stored[f"{n}.scale"].data_location == TensorProto.EXTERNAL) == large
     files = {f for f in snapshot(tmp_path / "1") if f.endswith(".external")}
     expected = (
         "m_deploy_model.external" if layout == "single" else "mm.weight.quantized_deploy.external"
