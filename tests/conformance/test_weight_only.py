@@ -743,6 +743,11 @@ def test_one_tensor_of_both_kinds(quantfold, tmp_path):
 # ---- files -------------------------------------------------------------------------------------
 
 
+def place(tensor: TensorProto) -> dict[str, str]:
+    assert tensor.data_location == TensorProto.EXTERNAL
+    return {e.key: e.value for e in tensor.external_data}
+
+
 def external_source(net: Net, folder: Path, one: bool) -> Path:
     """The net with its tensors in one file, or in one each."""
     folder.mkdir()
@@ -795,6 +800,31 @@ def test_shared_files(quantfold, tmp_path):
         check_matrix(out / FAKE, "mm.weight", random(64, 48, seed=1, scale=0.1), 1, scheme)
 
 
+def test_shared_integers_and_own_scales(quantfold, tmp_path):
+    """The job writes integers for one model and scales for both."""
+    path = external_source(two_layers(), tmp_path / "src", True)
+    args = ("--weight-only", W4G.text, "--fake-quant-weights", "shared")
+    run_export(quantfold, path, tmp_path / "o", *args)
+    ours, theirs = (tensors(tmp_path / "o" / name) for name in (FAKE, DEPLOY))
+    assert place(ours["gt.weight.quantized"]) == place(theirs["gt.weight.quantized"])
+    assert place(ours["gt.weight.scale"]) != place(theirs["gt.weight.scale"])
+    for name in MODELS:
+        for n, axis in AXES.items():
+            check_matrix(tmp_path / "o" / name, n, weights_of(two_layers())[n], axis, W4G)
+
+
+def test_ways_of_writing(quantfold, tmp_path):
+    path = external_source(two_layers(), tmp_path / "src", True)
+    ways = ("pwrite", "mmap", "direct")
+    for io in ways:
+        run_export(quantfold, path, tmp_path / io, "--weight-only", W4G.text, "--io", io)
+    first, *others = (snapshot(tmp_path / io) for io in ways)
+    assert all(files == first for files in others)
+    check_matrix(
+        tmp_path / "mmap" / FAKE, "gt.weight", weights_of(two_layers())["gt.weight"], 0, W4G
+    )
+
+
 @pytest.mark.parametrize("emit", ["deploy", "fake-quant"])
 def test_one_model(quantfold, tmp_path, emit):
     path = save_net(two_layers(), tmp_path)
@@ -826,11 +856,6 @@ def twins(different: bool = False) -> Net:
         )
     net.output(x)
     return net
-
-
-def place(tensor: TensorProto) -> dict[str, str]:
-    assert tensor.data_location == TensorProto.EXTERNAL
-    return {e.key: e.value for e in tensor.external_data}
 
 
 @pytest.mark.parametrize("different", [False, True], ids=["equal", "different"])
