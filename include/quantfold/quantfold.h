@@ -249,8 +249,9 @@ typedef enum qf_io { QF_IO_AUTO = 0, QF_IO_PWRITE = 1, QF_IO_MMAP = 2, QF_IO_DIR
  * reference's form. INT8: as int8 with a Cast behind it (and for LSTM and GRU, whose weights are
  * dequantized, a Mul), a quarter of the bytes and the same numbers. SHARED: the same graph, and
  * both models name the same .external file for every weight of 1 KiB or more whose int8 bytes are
- * the deploy model's too (INT4 weights are packed there, so they are not); it needs both models and
- * external data, so QF_EMIT_BOTH and not QF_EXTERNAL_NEVER. */
+ * the deploy model's too (INT4 weights of quantized layers are packed there, so they are not; those
+ * of weight-only layers are alike in both); it needs both models and external data, so QF_EMIT_BOTH
+ * and not QF_EXTERNAL_NEVER. */
 typedef enum qf_fake_quant_weights {
     QF_FAKE_QUANT_FLOAT = 0,
     QF_FAKE_QUANT_INT8 = 1,

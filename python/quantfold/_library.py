@@ -178,7 +178,12 @@ class OutputFileStruct(Structure):
 class ReportTotals(Structure):
     """qf_report_totals"""
 
-    _fields_ = [("bytes_read", c_uint64), ("bytes_written", c_uint64), ("seconds", ctypes.c_double), ("bytes_kept", c_uint64)]
+    _fields_ = [
+        ("bytes_read", c_uint64),
+        ("bytes_written", c_uint64),
+        ("seconds", ctypes.c_double),
+        ("bytes_kept", c_uint64),
+    ]
 
 
 _OUT = POINTER(c_void_p)

@@ -26,6 +26,8 @@ enum {
     OPSET_INT4 = 21,
 };
 
+enum { SMALL = 1024 }; /* bytes: smaller tensors stay inside, as in layout.c */
+
 /* A layer that is looked at. */
 typedef struct chooser {
     qf_plan *plan;
@@ -342,6 +344,8 @@ static bool enter_payloads(const chooser *c, qf_matrix *m, const void *scales)
                         .bytes = scales,
                         .raw_length = qf_raw_bytes(m->scale_type, m->scale_count),
                         .job = m->job};
+    /* those of groups can be a large part of a model whose weights were kept outside */
+    scale.was_external = source.was_external && scale.raw_length >= SMALL;
     m->payload = qf_payloads_add(&plan->payloads, weight);
     m->scale_payload = qf_payloads_add(&plan->payloads, scale);
     return m->payload != SIZE_MAX && m->scale_payload != SIZE_MAX;

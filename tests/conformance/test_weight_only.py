@@ -743,6 +743,11 @@ def test_one_tensor_of_both_kinds(quantfold, tmp_path):
 # ---- files -------------------------------------------------------------------------------------
 
 
+def place(tensor: TensorProto) -> dict[str, str]:
+    assert tensor.data_location == TensorProto.EXTERNAL
+    return {e.key: e.value for e in tensor.external_data}
+
+
 def external_source(net: Net, folder: Path, one: bool) -> Path:
     """The net with its tensors in one file, or in one each."""
     folder.mkdir()
@@ -764,15 +769,17 @@ def test_external_sources(quantfold, tmp_path, one, layout):
     net = two_layers()
     path = external_source(net, tmp_path / "src", one)
     for threads in ("1", "4"):
-        args = ("--weight-only", "w8a16", "--external-layout", layout, "--threads", threads)
+        args = ("--weight-only", W4G.text, "--external-layout", layout, "--threads", threads)
         run_export(quantfold, path, tmp_path / threads, *args)
     assert snapshot(tmp_path / "1") == snapshot(tmp_path / "4")
     for name in MODELS:
         for n, axis in AXES.items():
-            check_matrix(tmp_path / "1" / name, n, weights_of(net)[n], axis, W8)
+            check_matrix(tmp_path / "1" / name, n, weights_of(net)[n], axis, W4G)
         stored = tensors(tmp_path / "1" / name)
         for n in AXES:
             assert stored[f"{n}.quantized"].data_location == TensorProto.EXTERNAL
+            large = n == "gt.weight"  # 96 * 3 scales
+            assert (stored[f"{n}.scale"].data_location == TensorProto.EXTERNAL) == large
     files = {f for f in snapshot(tmp_path / "1") if f.endswith(".external")}
     expected = (
         "m_deploy_model.external" if layout == "single" else "mm.weight.quantized_deploy.external"
@@ -793,6 +800,31 @@ def test_shared_files(quantfold, tmp_path):
         check_matrix(out / FAKE, "mm.weight", random(64, 48, seed=1, scale=0.1), 1, scheme)
 
 
+def test_shared_integers_and_own_scales(quantfold, tmp_path):
+    """The job writes integers for one model and scales for both."""
+    path = external_source(two_layers(), tmp_path / "src", True)
+    args = ("--weight-only", W4G.text, "--fake-quant-weights", "shared")
+    run_export(quantfold, path, tmp_path / "o", *args)
+    ours, theirs = (tensors(tmp_path / "o" / name) for name in (FAKE, DEPLOY))
+    assert place(ours["gt.weight.quantized"]) == place(theirs["gt.weight.quantized"])
+    assert place(ours["gt.weight.scale"]) != place(theirs["gt.weight.scale"])
+    for name in MODELS:
+        for n, axis in AXES.items():
+            check_matrix(tmp_path / "o" / name, n, weights_of(two_layers())[n], axis, W4G)
+
+
+def test_ways_of_writing(quantfold, tmp_path):
+    path = external_source(two_layers(), tmp_path / "src", True)
+    ways = ("pwrite", "mmap", "direct")
+    for io in ways:
+        run_export(quantfold, path, tmp_path / io, "--weight-only", W4G.text, "--io", io)
+    first, *others = (snapshot(tmp_path / io) for io in ways)
+    assert all(files == first for files in others)
+    check_matrix(
+        tmp_path / "mmap" / FAKE, "gt.weight", weights_of(two_layers())["gt.weight"], 0, W4G
+    )
+
+
 @pytest.mark.parametrize("emit", ["deploy", "fake-quant"])
 def test_one_model(quantfold, tmp_path, emit):
     path = save_net(two_layers(), tmp_path)
@@ -808,12 +840,12 @@ def test_one_model(quantfold, tmp_path, emit):
 def twins(different: bool = False) -> Net:
     """Two Gemms and two tables, each pair of the same bytes; with `different`, but for one."""
     net = Net(opset=21, ir_version=10)
-    w, table = random(64, 64, seed=1, scale=0.2), random(32, 64, seed=2)
-    x = net.input("x", random(4, 64))
+    w, table = random(128, 128, seed=1, scale=0.2), random(128, 128, seed=2)
+    x = net.input("x", random(4, 128))
     for name in ("a", "b"):
         if name == "b" and different:
             w, table = w.copy(), table.copy()
-            w[40, 63] += 1
+            w[120, 3] += 1  # where nothing is sampled
             table[-1, -1] += 1
         x = gemm(net, x, w, name=name, transB=1)
         ids = net.weight(f"{name}.ids", np.array([1, 2, 3, 4], np.int64))
@@ -824,11 +856,6 @@ def twins(different: bool = False) -> Net:
         )
     net.output(x)
     return net
-
-
-def place(tensor: TensorProto) -> dict[str, str]:
-    assert tensor.data_location == TensorProto.EXTERNAL
-    return {e.key: e.value for e in tensor.external_data}
 
 
 @pytest.mark.parametrize("different", [False, True], ids=["equal", "different"])
@@ -849,7 +876,7 @@ def test_dedup(quantfold, tmp_path, layout, different):
     plain = run_export(quantfold, path, tmp_path / "plain", *args, "--json")
     result = run_export(quantfold, path, tmp_path / "o", *args, "--dedup", "--json")
     # weights as int8 and as float32, tables as float32 twice
-    saved = 0 if different else 64 * 64 + 64 * 64 * 4 + 2 * 32 * 64 * 4
+    saved = 0 if different else 128 * 128 * (1 + 4 + 2 * 4)
     assert json.loads(result.out)["bytes_saved"] == saved
     assert json.loads(plain.out)["bytes_saved"] == 0
     for name in MODELS:
@@ -935,3 +962,55 @@ def test_dedup_of_matrices_between_branches(quantfold, tmp_path):
         feeds = net.feeds | {"which": np.array(which)}
         ours, exact = (run_model(p, feeds)[0] for p in (tmp_path / "o" / FAKE, path))
         assert sqnr_db(exact, ours) > 25
+
+
+# ---- with what else there is -------------------------------------------------------------------
+
+
+def test_qdq_models(quantfold, tmp_path):
+    """Layers between Q and DQ are taken as ever, without a record; the others are weight-only."""
+    net = Net(opset=21, ir_version=10)
+    x = net.input("x", random(4, 32))
+    scale, zero = net.weight("s", np.array(0.03, F32)), net.weight("z", np.array(0, np.int8))
+    x = net.op("QuantizeLinear", [x, scale, zero], "q")
+    x = net.op("DequantizeLinear", [x, scale, zero], "dq")
+    stored = np.random.default_rng(1).integers(-127, 127, (32, 16)).astype(np.int8)
+    w = net.op("DequantizeLinear", [net.weight("w", stored), scale, zero], "dqw")
+    x = net.op("MatMul", [x, w], "quantized")
+    plain = random(16, 8, seed=2)
+    net.op("MatMul", [x, net.weight("plain.weight", plain)], "plain", "y")
+    net.output("y")
+    path = save_net(net, tmp_path)
+    result = run_export(quantfold, path, tmp_path / "o", "--weight-only", "w8a16", "-v")
+    assert "quantized  A8W8 per tensor" in result.out
+    assert "plain  W8 per channel, weight only" in result.out and "warning" not in result.err
+    for name in MODELS:
+        check_matrix(tmp_path / "o" / name, "plain.weight", plain, 1, W8)
+    ours, exact = (run_model(p, net.feeds)[0] for p in (tmp_path / "o" / FAKE, path))
+    assert sqnr_db(exact, ours) > 25
+
+
+def test_config(quantfold, tmp_path):
+    """A layer that the config enables is not said to stay float."""
+    net, path, text = mixed(tmp_path)
+    (tmp_path / "r.txt").write_text(text)
+    layer = make_record.layer_config(False)
+    config = {n: layer | {"retrain_enable": n != "gn"} for n in ("mm", "gt", "gn")}
+    (tmp_path / "c.json").write_text(make_record.config_text(config))
+    args = ("--record", tmp_path / "r.txt", "--config", tmp_path / "c.json")
+    err = run_export(quantfold, path, tmp_path / "o", *args, "--weight-only", "w8a16").err
+    assert "stays float" not in err
+    assert "gn: the config disables this layer, but --weight-only quantizes its weight" in err
+    assert "stays float" in run_export(quantfold, path, tmp_path / "o", *args).err
+
+
+@pytest.mark.parametrize("scheme", [W8, W4G], ids=lambda s: s.text)
+def test_shards(quantfold, tmp_path, scheme):
+    """Parts that several runs write make the same files."""
+    path = external_source(two_layers(), tmp_path / "src", True)
+    args = ("--weight-only", scheme.text, "--no-fsync")
+    run_export(quantfold, path, tmp_path / "whole", *args)
+    for shard in range(3):
+        run_export(quantfold, path, tmp_path / "parts", *args, "--shard", f"{shard}/3")
+    assert quantfold("commit", "--save-path", tmp_path / "parts" / "m").code == 0
+    assert snapshot(tmp_path / "whole") == snapshot(tmp_path / "parts")
