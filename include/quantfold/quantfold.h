@@ -9,7 +9,8 @@
  *   3. Making records                  from a QDQ model, or from weights and activation ranges
  *   4. Export                          options -> plan -> export -> report
  *   5. One call                        qf_save_quant_retrain_model, the reference's function
- *   6. Kernels                         which instruction set runs
+ *   6. Checkpoints                     safetensors folders of large language models
+ *   7. Kernels                         which instruction set runs
  *
  * A whole program:
  *
@@ -361,19 +362,20 @@ QF_API qf_status qf_plan_create(qf_model *model, const qf_config *config, const 
                                 qf_diagnostics *diagnostics, qf_plan **out, qf_error *err);
 QF_API void qf_plan_free(qf_plan *plan);
 
-/* A quantized layer of the plan. */
+/* A quantized layer of the plan; first those that calculate with integers. */
 typedef struct qf_layer_info {
     const char *name; /* node name in the output */
     const char *key;  /* key of its record */
     const char *op_type;
     const char *weight;  /* weight tensor in the output, "" for AveragePool */
-    int activation_bits; /* 4, 8 or 16 */
+    int activation_bits; /* 4, 8 or 16; 0: its weight alone is quantized */
     int weight_bits;     /* 4, 6, 7 or 8; 0 if there is no weight */
     uint64_t channels;   /* number of weight scales; 1 is per tensor */
     float scale_d;
     int32_t offset_d;
     bool has_bias; /* an int32 bias is written */
     bool batch_norm_folded;
+    uint64_t group; /* elements of a channel that share a scale; 0: all */
 } qf_layer_info;
 QF_API size_t qf_plan_layer_count(const qf_plan *plan);
 QF_API qf_layer_info qf_plan_layer(const qf_plan *plan, size_t index);
@@ -395,6 +397,8 @@ typedef struct qf_output_file {
 } qf_output_file;
 QF_API size_t qf_plan_output_count(const qf_plan *plan);
 QF_API qf_output_file qf_plan_output(const qf_plan *plan, size_t index);
+/* Bytes that are not written because `dedup` found equal ones. */
+QF_API uint64_t qf_plan_bytes_saved(const qf_plan *plan);
 
 /* Outcome of an export. */
 typedef struct qf_report qf_report;
@@ -427,7 +431,78 @@ QF_API qf_status qf_save_quant_retrain_model(const char *config_file, const char
                                              const qf_export_options *options, const qf_io_spec *io,
                                              qf_report **out, qf_error *err);
 
-/* ---- 6. Kernels --------------------------------------------------------------------------- */
+/* ---- 6. Checkpoints ----------------------------------------------------------------------- */
+
+/* A Hugging Face folder: safetensors files, config.json and what lies beside them. */
+typedef struct qf_checkpoint qf_checkpoint;
+
+/* Reads index, headers and config of the folder `path` and maps its files; weights are not read.
+ * QF_ERR_INPUT for a folder that is not sound: a header that lies, an index that names what is not
+ * there, a link that leads out of the folder (links into the `blobs` of a Hugging Face cache are
+ * followed). */
+QF_API qf_status qf_checkpoint_open(const char *path, qf_checkpoint **out, qf_error *err);
+QF_API void qf_checkpoint_close(qf_checkpoint *checkpoint);
+
+typedef struct qf_checkpoint_options {
+    size_t struct_size; /* set by qf_checkpoint_options_init */
+    const char *out;    /* target folder; not the checkpoint's own */
+    /* "w8a16" and "w4a16": weights of 8 or 4 bits; "w8a8": activations are int8 as well, quantized
+     * as they come, one scale a token. One scale an output channel, or, with ":group=N" behind a
+     * w4a16 or w8a16, one for N elements of a row. */
+    const char *scheme;
+    /* POSIX extended regular expressions over tensor names. NULL `include`: two-dimensional float
+     * weights that are not embeddings, norms, routers or lm_head. */
+    const char *include, *exclude;
+    /* NULL or "minmax": scales are the largest magnitudes over 127.5 or 7.5. Else a file: a record
+     * (keys are module names), or safetensors with `<module>.weight_scale` tensors. */
+    const char *scales;
+    uint64_t max_shard_bytes; /* new shards of at most that many; 0: as in the source */
+    /* As in qf_export_options. */
+    int threads;
+    qf_io io;
+    uint64_t memory_limit;
+    bool no_sync, manifest, resume;
+    uint32_t shard, shard_count;
+    bool ignore_target;
+    qf_progress_fn progress;
+    void *progress_user;
+} qf_checkpoint_options;
+QF_API void qf_checkpoint_options_init_sized(qf_checkpoint_options *options, size_t size);
+static inline void qf_checkpoint_options_init(qf_checkpoint_options *options)
+{
+    qf_checkpoint_options_init_sized(options, sizeof *options);
+}
+
+/* What will be written: the compressed-tensors convention (docs/checkpoint.md). */
+typedef struct qf_checkpoint_plan qf_checkpoint_plan;
+/* Chooses weights, checks everything, lays out every file. Borrows `checkpoint` until
+ * qf_checkpoint_plan_free. */
+QF_API qf_status qf_checkpoint_plan_create(qf_checkpoint *checkpoint,
+                                           const qf_checkpoint_options *options,
+                                           qf_checkpoint_plan **out, qf_error *err);
+QF_API void qf_checkpoint_plan_free(qf_checkpoint_plan *plan);
+
+/* A tensor of the checkpoint. */
+typedef struct qf_checkpoint_tensor {
+    const char *name;
+    const char *dtype;  /* as the source has it: "BF16" */
+    const char *reason; /* why it is not quantized, "" if it is; NULL: it is no weight matrix */
+    uint64_t rows, cols;
+    int bits;       /* 0 if it is not quantized */
+    uint64_t group; /* elements to a scale; 0 for one scale a row */
+} qf_checkpoint_tensor;
+QF_API size_t qf_checkpoint_plan_tensor_count(const qf_checkpoint_plan *plan);
+QF_API qf_checkpoint_tensor qf_checkpoint_plan_tensor(const qf_checkpoint_plan *plan, size_t index);
+QF_API size_t qf_checkpoint_plan_output_count(const qf_checkpoint_plan *plan);
+QF_API qf_output_file qf_checkpoint_plan_output(const qf_checkpoint_plan *plan, size_t index);
+/* Files of the source folder that are not taken along: weights in other formats. */
+QF_API size_t qf_checkpoint_plan_passed_count(const qf_checkpoint_plan *plan);
+QF_API const char *qf_checkpoint_plan_passed(const qf_checkpoint_plan *plan, size_t index);
+
+/* Runs the plan as qf_export does; a plan can be run once. */
+QF_API qf_status qf_checkpoint_export(qf_checkpoint_plan *plan, qf_report **out, qf_error *err);
+
+/* ---- 7. Kernels --------------------------------------------------------------------------- */
 
 /* Name of the instruction set whose kernels run: "scalar", "avx2", "avx512", "neon". It is the best
  * that the machine has, or what the environment variable QUANTFOLD_ISA says; a value that names

@@ -64,7 +64,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantized layer of an export."""
+    """A quantized layer of an export. `activation_bits` 0: its weight alone is quantized; `group`:
+    elements of a channel that share a scale, 0 for all."""
 
     name: str
     key: str
@@ -77,6 +78,7 @@ class Layer:
     offset_d: int
     has_bias: bool
     batch_norm_folded: bool
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class ExportReport:
     bytes_read: int = 0
     bytes_written: int = 0
     seconds: float = 0.0
+    bytes_saved: int = 0
 
 
 # ---- between C and Python ----------------------------------------------------------------------
@@ -295,6 +298,12 @@ def _options(save_path: PathLike, **fields: Any) -> c.ExportOptions:
     return options
 
 
+def _weights(weight_only: str | None, include: str | None, exclude: str | None) -> dict[str, Any]:
+    """The options that choose weights to be quantized alone."""
+    texts = {"weight_only": weight_only, "include": include, "exclude": exclude}
+    return {name: None if text is None else text.encode() for name, text in texts.items()}
+
+
 def _plan(
     stack: ExitStack,
     findings: _Findings,
@@ -334,6 +343,7 @@ def _describe(plan: c_void_p, findings: _Findings) -> dict[str, Any]:
         ],
         "outputs": outputs,
         "diagnostics": findings.all(),
+        "bytes_saved": lib.qf_plan_bytes_saved(plan),
     }
 
 
@@ -357,6 +367,10 @@ def export(
     source: str = "auto",
     on_unsupported: str = "error",
     free_qdq: str = "keep",
+    weight_only: str | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    dedup: bool = False,
     io: str = "auto",
     fsync: bool = True,
     threads: int = 0,
@@ -366,7 +380,8 @@ def export(
 ) -> ExportReport:
     """Writes <save_path>_deploy_model.onnx and <save_path>_fake_quant_model.onnx.
 
-    Without `record`, the model's QuantizeLinear and DequantizeLinear nodes tell the scales. The
+    Without `record`, the model's QuantizeLinear and DequantizeLinear nodes tell the scales, but for
+    the weights that `weight_only` ("w8a16", "w4a16:group=128", ...) quantizes by themselves. The
     options are those of `quantfold export`. `progress`: True for a bar (tqdm), or a function of
     bytes done, bytes in all and a tensor's name that may return False to cancel; it is called from a
     thread of its own. Other threads run meanwhile. Raises a QuantfoldError; what was found before is in its `diagnostics`.
@@ -379,6 +394,8 @@ def export(
         "source": _choice("source", source, _SOURCE),
         "on_unsupported": _choice("on_unsupported", on_unsupported, _UNSUPPORTED),
         "free_qdq": _choice("free_qdq", free_qdq, _FREE_QDQ),
+        **_weights(weight_only, include, exclude),
+        "dedup": dedup,
         "io": _choice("io", io, _IO),
         "no_sync": not fsync,
         "threads": threads,
@@ -417,6 +434,9 @@ def check(
     record: PathLike | None = None,
     source: str = "auto",
     on_unsupported: str = "error",
+    weight_only: str | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
 ) -> list[Diagnostic]:
     """All that is wrong with the inputs, as an export would find it; [] if nothing is. Raises only
     where that cannot be found out."""
@@ -425,6 +445,7 @@ def check(
         ignore_target=True,
         source=_choice("source", source, _SOURCE),
         on_unsupported=_choice("on_unsupported", on_unsupported, _UNSUPPORTED),
+        **_weights(weight_only, include, exclude),
     )
     with ExitStack() as stack:
         findings = _Findings(stack)

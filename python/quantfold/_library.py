@@ -159,6 +159,7 @@ class LayerInfoStruct(Structure):
         ("offset_d", c_int32),
         ("has_bias", c_bool),
         ("batch_norm_folded", c_bool),
+        ("group", c_uint64),
     ]
 
 
@@ -223,6 +224,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "qf_plan_skipped_count": (c_size_t, [c_void_p]),
     "qf_plan_skipped": (SkippedLayerStruct, [c_void_p, c_size_t]),
     "qf_plan_output_count": (c_size_t, [c_void_p]),
+    "qf_plan_bytes_saved": (c_uint64, [c_void_p]),
     "qf_plan_output": (OutputFileStruct, [c_void_p, c_size_t]),
     "qf_export": (c_int, [c_void_p, _OUT, _ERR]),
     "qf_report_get": (ReportTotals, [c_void_p]),

@@ -44,12 +44,16 @@ bool qf_json_add_number(cJSON *object, const char *key, double value)
                             : cJSON_AddNullToObject(object, key)) != NULL;
 }
 
-bool qf_json_get_integer(const cJSON *object, const char *key, uint64_t *out)
+bool qf_json_integer(const cJSON *item, uint64_t *out)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
     if (!cJSON_IsNumber(item) || item->valuedouble < 0 || item->valuedouble > 0x1p53 ||
         item->valuedouble != floor(item->valuedouble))
         return false;
     *out = (uint64_t)item->valuedouble;
     return true;
+}
+
+bool qf_json_get_integer(const cJSON *object, const char *key, uint64_t *out)
+{
+    return qf_json_integer(cJSON_GetObjectItemCaseSensitive(object, key), out);
 }

@@ -12,6 +12,8 @@
 bool qf_json_add_text(cJSON *object, const char *key, const char *text);
 /* Adds an integer of at most 2^53, or a double; one that is not finite becomes null. */
 bool qf_json_add_number(cJSON *object, const char *key, double value);
+/* The integer that a number is, from 0 to 2^53; false if it is none. */
+bool qf_json_integer(const cJSON *item, uint64_t *out);
 /* The integer member `key` of at most 2^53, false if there is none. */
 bool qf_json_get_integer(const cJSON *object, const char *key, uint64_t *out);
 

@@ -7,7 +7,8 @@
 static const char help[] =
     "usage: quantfold check --model M.onnx [--record R.txt] [--config C.json]\n"
     "                       [--from auto|qdq|float] [--on-unsupported error|float] [--json] "
-    "[-q]\n\n"
+    "[-q]\n"
+    "                       [--weight-only SCHEME] [--include REGEX] [--exclude REGEX]\n\n"
     "Validates these against each other, as an export would, and reports everything\n"
     "that is wrong at once. Writes nothing and does not read the weights themselves: values\n"
     "that are not finite show only in an export. Exit code 0: nothing is wrong; 1: something\n"
@@ -33,6 +34,9 @@ int cmd_check(int argc, char **argv)
                                             {"record", required_argument, NULL, 'r'},
                                             {"from", required_argument, NULL, 'S'},
                                             {"on-unsupported", required_argument, NULL, 'u'},
+                                            {"weight-only", required_argument, NULL, 'W'},
+                                            {"include", required_argument, NULL, '+'},
+                                            {"exclude", required_argument, NULL, '-'},
                                             {"json", no_argument, NULL, 'j'},
                                             {"quiet", no_argument, NULL, 'q'},
                                             {"help", no_argument, NULL, 'h'},
@@ -62,6 +66,15 @@ int cmd_check(int argc, char **argv)
         case 'u':
             word = cli_choose("on-unsupported", optarg, cli_on_unsupported);
             planned.on_unsupported = (qf_on_unsupported)word;
+            break;
+        case 'W':
+            planned.weight_only = optarg;
+            break;
+        case '+':
+            planned.include = optarg;
+            break;
+        case '-':
+            planned.exclude = optarg;
             break;
         case 'j':
             json = true;

@@ -26,6 +26,14 @@ static const char help[] =
     "  --external-layout HOW   per-tensor (default), single: one page-aligned file a model\n"
     "  --fake-quant-weights F  float (default, the reference's form), int8 (a quarter of the\n"
     "                          bytes, cast in the graph), shared (int8 in files of both models)\n"
+    "  --weight-only SCHEME    w8a16, w4a16, w4a16:group=128 (scales are found), or record "
+    "(entries\n"
+    "                          with scale_w and no scale_d): MatMul and Gemm weights as integers\n"
+    "                          with a DequantizeLinear, activations as they are\n"
+    "  --include REGEX         of these, the weights of such tensor or node names alone\n"
+    "  --exclude REGEX         but not these; both POSIX extended regular expressions\n"
+    "  --dedup                 write external tensors of the same bytes once (those inside the\n"
+    "                          .onnx cannot be shared)\n"
     "  --threads N             cores to use (default: all)\n"
     "  --io HOW                auto (default), pwrite, mmap, direct: how output is written\n"
     "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
@@ -66,6 +74,10 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"external-threshold", required_argument, NULL, 'X'},
                                              {"external-layout", required_argument, NULL, 'L'},
                                              {"fake-quant-weights", required_argument, NULL, 'w'},
+                                             {"weight-only", required_argument, NULL, 'W'},
+                                             {"include", required_argument, NULL, '+'},
+                                             {"exclude", required_argument, NULL, '-'},
+                                             {"dedup", no_argument, NULL, 'D'},
                                              {"threads", required_argument, NULL, 't'},
                                              {"io", required_argument, NULL, 'I'},
                                              {"fsync", no_argument, NULL, 'f'},
@@ -188,6 +200,18 @@ static bool set_option(arguments *a, int option, char *value)
     case 'd':
         a->dynamic_axes = value;
         return true;
+    case 'W':
+        a->options.weight_only = value;
+        return true;
+    case '+':
+        a->options.include = value;
+        return true;
+    case '-':
+        a->options.exclude = value;
+        return true;
+    case 'D':
+        a->options.dedup = true;
+        return true;
     case 'n':
         a->dry_run = true;
         return true;
@@ -308,15 +332,29 @@ static qf_status read_axes(const char *argument, qf_dynamic_axis **axes, size_t 
 
 /* ---- results ---- */
 
+/* "A8W8 per channel", "W4 in groups of 128, weight only", "A8" where there is no weight. */
+static void print_scheme(const qf_layer_info *l)
+{
+    fputs("  ", stdout);
+    if (l->activation_bits)
+        printf("A%d", l->activation_bits);
+    if (l->weight_bits)
+        printf("W%d ", l->weight_bits);
+    if (l->group)
+        printf("in groups of %llu", (unsigned long long)l->group);
+    else if (l->weight_bits)
+        fputs(l->channels > 1 ? "per channel" : "per tensor", stdout);
+    if (!l->activation_bits)
+        fputs(", weight only", stdout);
+}
+
 static void print_layers(const qf_plan *plan)
 {
     for (size_t i = 0; i < qf_plan_layer_count(plan); i++) {
         qf_layer_info l = qf_plan_layer(plan, i);
         printf("  %-13s ", l.op_type);
         cli_put_text(stdout, l.name);
-        printf("  A%d", l.activation_bits);
-        if (l.weight_bits)
-            printf("W%d %s", l.weight_bits, l.channels > 1 ? "per channel" : "per tensor");
+        print_scheme(&l);
         printf("%s%s\n", l.has_bias ? ", bias" : "",
                l.batch_norm_folded ? ", batch norm folded" : "");
     }
@@ -373,6 +411,9 @@ static void print_summary(const arguments *a, const qf_plan *plan, const qf_repo
         print_skipped(plan);
     printf("%s\n", report ? "wrote" : "would write");
     print_outputs(plan);
+    if (qf_plan_bytes_saved(plan))
+        printf("saved %s by writing equal tensors once\n",
+               cli_bytes(qf_plan_bytes_saved(plan), out));
     if (!report)
         return;
     qf_report_totals t = qf_report_get(report);
@@ -401,6 +442,8 @@ static cJSON *layers_json(const qf_plan *plan)
         cJSON_AddNumberToObject(item, "activation_bits", l.activation_bits);
         cJSON_AddNumberToObject(item, "weight_bits", l.weight_bits);
         cJSON_AddNumberToObject(item, "channels", (double)l.channels);
+        cJSON_AddBoolToObject(item, "weight_only", l.activation_bits == 0);
+        cJSON_AddNumberToObject(item, "group", (double)l.group);
         cJSON_AddBoolToObject(item, "bias", l.has_bias);
         cJSON_AddBoolToObject(item, "batch_norm_folded", l.batch_norm_folded);
         cJSON_AddItemToArray(array, item);
@@ -435,6 +478,7 @@ static int print_result_json(const qf_plan *plan, const qf_report *report, qf_st
         cJSON_AddItemToObject(root, "layers", layers_json(plan));
         cJSON_AddItemToObject(root, "skipped", skipped);
         cJSON_AddItemToObject(root, "files", files);
+        cJSON_AddNumberToObject(root, "bytes_saved", (double)qf_plan_bytes_saved(plan));
     }
     if (report) {
         qf_report_totals t = qf_report_get(report);

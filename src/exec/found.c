@@ -23,7 +23,9 @@ bool qf_job_two_pass(const qf_job *job)
         return false;
     if (!job->found->by_column)
         return job->cols > QF_FOUND_WIDEST && !qf_has_format(job, QF_FORMAT_WORDS);
-    return band_width(job) < job->cols && band_width(job) < NARROW;
+    /* between odd rows, pairs of 4-bit elements would straddle cuts */
+    bool pairs = job->cols % 2 && qf_has_format(job, QF_FORMAT_INT4_FLAT);
+    return band_width(job) < job->cols && (band_width(job) < NARROW || pairs);
 }
 
 void qf_found_shape(const qf_job *job, uint64_t *rows, uint64_t *cols)

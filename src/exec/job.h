@@ -30,6 +30,7 @@ typedef struct qf_job_output {
     int file; /* index of the output file */
     uint64_t offset;
     bool placed; /* file and offset are set */
+    bool lent;   /* so they are, but to where an equal payload is written: nothing is to be done */
 } qf_job_output;
 
 /* The scales of a source whose elements are scaled already, as those of 8-bit floats are: element
@@ -67,7 +68,7 @@ typedef struct qf_job {
     size_t scale_count;
     uint64_t row_div, row_mul, row_mod, col_div;
 
-    const qf_found *found;       /* NULL: scales are given. Not with transposed or fold */
+    qf_found *found;             /* NULL: scales are given. Not with transposed or fold */
     const qf_prescale *prescale; /* NULL: none. Only with found */
 
     const float *fold; /* factors of a folded batch norm by r / fold_div, or NULL */

@@ -107,6 +107,8 @@ void qf_value_append(qf_value *value);
 
 /* ---- looking ---- */
 
+/* Version of the default operator set; 0 if it is not imported. */
+int64_t qf_ir_opset(const qf_ir *ir);
 /* The value `name` as seen from `graph`: its own scope, then the scopes around it. */
 qf_value *qf_graph_find(const qf_graph *graph, const char *name);
 Onnx__AttributeProto *qf_node_attribute(const qf_node *node, const char *name);
@@ -132,6 +134,8 @@ bool qf_node_add_input(qf_ir *ir, qf_node *node, qf_value *value);
 bool qf_node_set_input(qf_ir *ir, qf_node *node, size_t index, qf_value *value);
 /* A new output; the name is made unique. */
 qf_value *qf_node_add_output(qf_ir *ir, qf_node *node, const char *name);
+/* An initializer becomes the only output of `node`, which has none, and keeps name and uses. */
+bool qf_node_take_initializer(qf_ir *ir, qf_node *node, qf_value *value);
 /* Unlinks a node whose outputs have no uses and feed no graph output. */
 void qf_ir_remove_node(qf_ir *ir, qf_node *node);
 bool qf_node_rename(qf_ir *ir, qf_node *node, const char *name);

@@ -27,6 +27,16 @@ void qf_ir_release(qf_ir *ir)
 
 /* ---- looking ---- */
 
+int64_t qf_ir_opset(const qf_ir *ir)
+{
+    for (size_t i = 0; i < ir->model->n_opset_import; i++) {
+        const Onnx__OperatorSetIdProto *o = ir->model->opset_import[i];
+        if (!o->domain || !*o->domain || strcmp(o->domain, "ai.onnx") == 0)
+            return o->version;
+    }
+    return 0;
+}
+
 qf_value *qf_graph_find(const qf_graph *graph, const char *name)
 {
     for (; graph; graph = graph->parent) {
@@ -317,6 +327,18 @@ qf_value *qf_node_add_output(qf_ir *ir, qf_node *node, const char *name)
     grown[node->output_count++] = value;
     node->outputs = grown;
     return value;
+}
+
+bool qf_node_take_initializer(qf_ir *ir, qf_node *node, qf_value *value)
+{
+    node->outputs = qf_arena_array(ir->arena, 1, sizeof *node->outputs);
+    if (!node->outputs)
+        return false;
+    node->outputs[0] = value;
+    node->output_count = 1;
+    value->producer = node;
+    value->init = NULL;
+    return true;
 }
 
 void qf_ir_remove_node(qf_ir *ir, qf_node *node)

@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "base/spill.h"
+#include "onnx/same.h"
 #include "onnx/splice.h"
 
 enum {
@@ -19,6 +20,15 @@ enum {
 static const char *const external_suffix[QF_TARGETS] = {"_deploy.external", "_fakequant.external"};
 static const char *const model_suffix[QF_TARGETS] = {"deploy_model", "fake_quant_model"};
 
+/* An external tensor that others of the same bytes may refer to. */
+typedef struct lender {
+    size_t payload;
+    int32_t data_type;
+    int file;
+    uint64_t offset;
+    const struct lender *next; /* another one of the same key */
+} lender;
+
 typedef struct layouter {
     qf_layout *out;
     Onnx__ModelProto *model;
@@ -28,7 +38,8 @@ typedef struct layouter {
      * external in the source. */
     Onnx__TensorProto **tensors;
     size_t tensor_count, tensor_cap;
-    int single_file; /* index of the one external file, -1 before it is made */
+    int single_file;   /* index of the one external file, -1 before it is made */
+    qf_strmap lenders; /* qf_same_key -> lender */
     qf_error *err;
 } layouter;
 
@@ -142,6 +153,14 @@ static qf_copy *copy_for(layouter *l, size_t index, const qf_copy *wanted)
     return &out->copies[out->copy_count - 1];
 }
 
+/* Where a job is told the place of what it makes; NULL: the payload is nothing that one makes. */
+static qf_job_output *made_by(const qf_payload *p, qf_target target)
+{
+    if (p->kind == QF_PAYLOAD_SCALES)
+        return &p->job->found->out[target];
+    return p->kind == QF_PAYLOAD_JOB ? &p->job->out[target] : NULL;
+}
+
 /* Puts payload `index` of `tensor` at `offset` of `file`; `raw`: as plain elements. */
 static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t index, int file,
                        uint64_t offset, bool raw)
@@ -150,13 +169,14 @@ static qf_status place(layouter *l, const Onnx__TensorProto *tensor, size_t inde
     qf_target t = l->request->target;
     if (p->kind == QF_PAYLOAD_BYTES)
         return add_literal(l, file, offset, p->bytes, (size_t)p->raw_length);
-    if (p->kind == QF_PAYLOAD_JOB && p->job->out[t].placed)
+    qf_job_output *made = made_by(p, t);
+    if (made && made->placed)
         return qf_fail(l->err, QF_ERR_SYSTEM,
                        "internal error: tensor '%s' has two places in a model", p->job->tensor);
-    if (p->kind == QF_PAYLOAD_JOB) {
-        p->job->out[t].file = file;
-        p->job->out[t].offset = offset;
-        p->job->out[t].placed = true;
+    if (made) {
+        made->file = file;
+        made->offset = offset;
+        made->placed = true;
         return QF_OK;
     }
     const char *name = qf_arena_strdup(l->out->arena, tensor->name ? tensor->name : "(unnamed)");
@@ -294,9 +314,71 @@ static bool refer_to(layouter *l, Onnx__TensorProto *tensor, int file, uint64_t 
     return true;
 }
 
+/* ---- equal tensors ---- */
+
+/* Where the scales of a job lie inside a model, the job must run for them, so it cannot lend; such
+ * matrices are told apart before (weight_only.c). */
+static bool can_lend(const qf_payload *p)
+{
+    return p->kind == QF_PAYLOAD_SPAN || (p->kind == QF_PAYLOAD_JOB && !p->job->found);
+}
+
+static bool is_equal(const layouter *l, const qf_payload *p, int32_t data_type, const lender *known)
+{
+    const qf_payload *other = &l->payloads->items[known->payload];
+    return other->kind == p->kind && known->data_type == data_type &&
+           other->raw_length == p->raw_length &&
+           (p->kind == QF_PAYLOAD_SPAN || qf_same_work(p->job, other->job)) &&
+           qf_same_bytes(&p->span, &other->span, l->request->sources);
+}
+
+/* The tensor names the place of an equal one if there is one; *key is for those to come. */
+static qf_status borrow(layouter *l, Onnx__TensorProto *tensor, char **key, bool *borrowed)
+{
+    const qf_payload *p = payload_of(l, tensor);
+    *borrowed = false;
+    if (!l->request->dedup || !can_lend(p))
+        return QF_OK;
+    *key = qf_same_key(l->out->arena, &p->span, tensor->data_type, l->request->sources);
+    if (!*key)
+        return qf_fail_memory(l->err);
+    const lender *known = qf_strmap_get(&l->lenders, *key);
+    while (known && !is_equal(l, p, tensor->data_type, known))
+        known = known->next;
+    if (!known)
+        return QF_OK;
+    *borrowed = true;
+    l->out->saved += p->raw_length;
+    if (p->kind == QF_PAYLOAD_JOB) {
+        qf_job_output *out = &p->job->out[l->request->target];
+        out->file = known->file;
+        out->offset = known->offset;
+        out->lent = true;
+    }
+    return refer_to(l, tensor, known->file, known->offset, p->raw_length) ? QF_OK
+                                                                          : qf_fail_memory(l->err);
+}
+
+static bool lend(layouter *l, const char *key, lender made)
+{
+    lender *entry = qf_arena_alloc(l->out->arena, sizeof *entry);
+    if (!entry)
+        return false;
+    *entry = made;
+    entry->next = qf_strmap_get(&l->lenders, key);
+    return qf_strmap_set(&l->lenders, key, entry);
+}
+
+/* ---- into external files ---- */
+
 /* Moves a tensor's data into an external file. */
 static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
 {
+    char *key = NULL;
+    bool borrowed;
+    qf_status found = borrow(l, tensor, &key, &borrowed);
+    if (found != QF_OK || borrowed)
+        return found;
     size_t index = qf_tensor_payload(tensor);
     uint64_t length = l->payloads->items[index].raw_length, offset = 0;
     int file;
@@ -315,7 +397,12 @@ static qf_status make_external(layouter *l, Onnx__TensorProto *tensor)
     }
     l->out->files[file].size = offset + length;
     qf_status status = place(l, tensor, index, file, offset, true);
-    if (status == QF_OK && !refer_to(l, tensor, file, offset, length))
+    if (status == QF_OK && (!refer_to(l, tensor, file, offset, length) ||
+                            (key && !lend(l, key,
+                                          (lender){.payload = index,
+                                                   .data_type = tensor->data_type,
+                                                   .file = file,
+                                                   .offset = offset}))))
         status = qf_fail_memory(l->err);
     return status;
 }
@@ -324,8 +411,9 @@ static bool is_shared(const layouter *l, const Onnx__TensorProto *tensor)
 {
     const qf_payload *p = payload_of(l, tensor);
     return l->request->share_weights && p->kind == QF_PAYLOAD_JOB && p->raw_length >= SMALL &&
-           p->job->out[QF_DEPLOY].format == QF_FORMAT_INT8 &&
-           p->job->out[QF_FAKE_QUANT].format == QF_FORMAT_INT8;
+           p->job->out[QF_DEPLOY].format == p->job->out[QF_FAKE_QUANT].format &&
+           (p->job->out[QF_DEPLOY].format == QF_FORMAT_INT8 ||
+            p->job->out[QF_DEPLOY].format == QF_FORMAT_INT4_FLAT);
 }
 
 /* Takes a shared weight from where the deploy model has it. */
@@ -333,7 +421,7 @@ static qf_status take_from_deploy(layouter *l, Onnx__TensorProto *tensor)
 {
     const qf_payload *p = payload_of(l, tensor);
     const qf_job_output *there = &p->job->out[QF_DEPLOY];
-    if (!there->placed)
+    if (!there->placed && !there->lent)
         return qf_fail(l->err, QF_ERR_SYSTEM,
                        "internal error: tensor '%s' is to be shared but has no place",
                        p->job->tensor);
@@ -460,6 +548,7 @@ qf_status qf_layout_add(qf_layout *layout, Onnx__ModelProto *model, const qf_pay
     if (status == QF_OK)
         status = lay_out_graph(&l, &spliced, file);
     qf_spliced_release(&spliced);
+    qf_strmap_release(&l.lenders);
     qf_spill_free(l.tensors);
     return status;
 }

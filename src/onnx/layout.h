@@ -39,6 +39,7 @@ typedef struct qf_layout {
     size_t *copy_of; /* payload index -> index into copies + 1, so that both targets share one */
     size_t copy_of_count, copy_of_cap;
     qf_arena literal_bytes[QF_TARGETS];
+    uint64_t saved;    /* bytes that are not written because equal ones are */
     qf_strmap names;   /* files named so far */
     qf_strmap repeats; /* name -> last number behind it */
 } qf_layout;
@@ -50,9 +51,12 @@ typedef struct qf_layout_request {
     uint64_t threshold;
     qf_external_layout layout;
     const char *source; /* path of the source model, for messages; outlives the layout */
-    /* Weights whose int8 bytes are the same in both models lie in the deploy model's external
+    /* Weights whose integer bytes are the same in both models lie in the deploy model's external
      * files alone; the deploy model is laid out first. */
     bool share_weights;
+    /* External tensors of the same bytes are written once. `sources`: the files of their spans. */
+    bool dedup;
+    const qf_file *sources;
 } qf_layout_request;
 
 /* Lays out one model. `payloads` is the table that the model's tensors index; jobs in it receive

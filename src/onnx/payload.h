@@ -45,9 +45,10 @@ typedef struct qf_span {
 } qf_span;
 
 typedef enum qf_payload_kind {
-    QF_PAYLOAD_SPAN,  /* bytes of the source, unchanged */
-    QF_PAYLOAD_BYTES, /* small data made by the plan: raw little-endian elements in memory */
-    QF_PAYLOAD_JOB,   /* result of a quantization job, raw little-endian elements */
+    QF_PAYLOAD_SPAN,   /* bytes of the source, unchanged */
+    QF_PAYLOAD_BYTES,  /* small data made by the plan: raw little-endian elements in memory */
+    QF_PAYLOAD_JOB,    /* result of a quantization job, raw little-endian elements */
+    QF_PAYLOAD_SCALES, /* the scales that a job finds, likewise */
 } qf_payload_kind;
 
 struct qf_job;
@@ -58,7 +59,7 @@ typedef struct qf_payload {
     qf_span span;        /* SPAN; for JOB: the source */
     const void *bytes;   /* BYTES; as long as the table */
     uint64_t raw_length; /* bytes as raw little-endian elements; for varint SPANs from dims */
-    struct qf_job *job;  /* JOB */
+    struct qf_job *job;  /* JOB, SCALES */
     bool was_external;   /* the source kept this tensor outside the .onnx */
 } qf_payload;
 

@@ -9,8 +9,6 @@
  * The nodes are written from a macro (onnx/macro.h), because there are ten for each layer. Where
  * that cannot be, they are put into the graph one by one.
  */
-#include <string.h>
-
 #include "passes/expansion.h"
 
 typedef struct quant_macro {
@@ -22,16 +20,6 @@ typedef struct quant_macro {
     bool cast;   /* the input is not float32 */
     bool modern; /* opset 11 or newer */
 } quant_macro;
-
-static int64_t default_opset(const qf_ir *ir)
-{
-    for (size_t i = 0; i < ir->model->n_opset_import; i++) {
-        const Onnx__OperatorSetIdProto *o = ir->model->opset_import[i];
-        if (!o->domain || !*o->domain || strcmp(o->domain, "ai.onnx") == 0)
-            return o->version;
-    }
-    return 0;
-}
 
 /* One input more for the step that follows. */
 static void constant(qf_expansion *e, const char *suffix, float value, const char *doc)
@@ -115,7 +103,7 @@ static bool expand(qf_pass *p, qf_node *quant, bool modern)
 
 qf_status qf_pass_expand_quant(qf_pass *p)
 {
-    int64_t opset = default_opset(p->ir);
+    int64_t opset = qf_ir_opset(p->ir);
     bool any = p->plan->layer_count > 0;
     if (any && opset < 7)
         return qf_fail_at(p->err, QF_ERR_INPUT, (qf_where){.file = p->path},

@@ -12,15 +12,15 @@ typedef qf_status (*pass_fn)(qf_pass *p);
 static const pass_fn deploy_passes[] = {
     qf_pass_gemm_trans_b,     qf_pass_balance_activations, qf_pass_insert_quant,
     qf_pass_quantize_weights, qf_pass_insert_dequant,      qf_pass_quantize_bias,
-    qf_pass_replace_qdq,      qf_pass_fuse_quant,          qf_pass_replace_rnn,
-    qf_pass_strip_attributes, qf_pass_hoist_constants,
+    qf_pass_replace_qdq,      qf_pass_dequantize_weights,  qf_pass_fuse_quant,
+    qf_pass_replace_rnn,      qf_pass_strip_attributes,    qf_pass_hoist_constants,
 };
 static const pass_fn fake_quant_passes[] = {
     qf_pass_gemm_trans_b,     qf_pass_balance_activations, qf_pass_insert_quant,
     qf_pass_quantize_weights, qf_pass_insert_dequant,      qf_pass_quantize_bias,
-    qf_pass_replace_qdq,      qf_pass_fuse_quant,          qf_pass_fake_quant_rnn,
-    qf_pass_expand_quant,     qf_pass_expand_dequant,      qf_pass_compact_weights,
-    qf_pass_strip_attributes, qf_pass_hoist_constants,
+    qf_pass_replace_qdq,      qf_pass_dequantize_weights,  qf_pass_fuse_quant,
+    qf_pass_fake_quant_rnn,   qf_pass_expand_quant,        qf_pass_expand_dequant,
+    qf_pass_compact_weights,  qf_pass_strip_attributes,    qf_pass_hoist_constants,
 };
 
 /* An initializer that took the place of one with other uses gets its name if those went too. */

@@ -50,7 +50,9 @@ qf_status qf_pass_insert_quant(qf_pass *p);        /* AscendQuant before each la
 qf_status qf_pass_quantize_weights(qf_pass *p);    /* weights become the jobs' outputs */
 qf_status qf_pass_insert_dequant(qf_pass *p);      /* AscendDequant behind each layer */
 qf_status qf_pass_quantize_bias(qf_pass *p);       /* bias becomes int32, or its float form */
-qf_status qf_pass_replace_qdq(qf_pass *p);      /* QuantizeLinear + DequantizeLinear of no layer */
+qf_status qf_pass_replace_qdq(qf_pass *p); /* QuantizeLinear + DequantizeLinear of no layer */
+/* Matrices that are quantized alone: integers, and a DequantizeLinear for all that reads them. */
+qf_status qf_pass_dequantize_weights(qf_pass *p);
 qf_status qf_pass_fuse_quant(qf_pass *p);       /* equal AscendQuants of one tensor -> one */
 qf_status qf_pass_replace_rnn(qf_pass *p);      /* deploy: LSTM, GRU -> Basic*WindowCache */
 qf_status qf_pass_strip_attributes(qf_pass *p); /* op_data_type */

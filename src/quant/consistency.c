@@ -16,7 +16,7 @@ static void report(qf_plan *plan, const qf_config *config, qf_severity severity,
 
 /* False when memory is exhausted. */
 static bool check_layer(qf_plan *plan, const qf_config *config, const qf_config_layer *layer,
-                        qf_matcher *matcher, qf_strmap *enabled)
+                        qf_matcher *matcher, const qf_strmap *weight_only, qf_strmap *enabled)
 {
     qf_match match;
     qf_matcher_find(matcher, layer->name, &match);
@@ -37,7 +37,7 @@ static bool check_layer(qf_plan *plan, const qf_config *config, const qf_config_
     if (per_tensor && layer->channel_wise == QF_YES)
         report(plan, config, QF_ERROR, layer->name,
                "channel_wise is true, but a layer of its type cannot be quantized channel-wise");
-    bool recorded = qf_strmap_get(&plan->record_of_node, node) != NULL;
+    bool recorded = qf_strmap_get(&plan->record_of_node, node) || qf_strmap_get(weight_only, node);
     if ((layer->enabled || recorded) && !qf_strmap_set(enabled, node, (void *)node))
         return false;
     if (layer->enabled) {
@@ -47,7 +47,9 @@ static bool check_layer(qf_plan *plan, const qf_config *config, const qf_config_
                    "float");
     } else if (recorded) {
         report(plan, config, QF_WARNING, layer->name,
-               "the config disables this layer, but the record has it; it is quantized");
+               qf_strmap_get(weight_only, node)
+                   ? "the config disables this layer, but --weight-only quantizes its weight"
+                   : "the config disables this layer, but the record has it; it is quantized");
     }
     return true;
 }
@@ -69,13 +71,16 @@ qf_status qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_i
                               qf_error *err)
 {
     qf_matcher matcher;
-    qf_strmap enabled = {0};
+    qf_strmap enabled = {0}, weight_only = {0};
     qf_status status = qf_matcher_init(&matcher, ir, err);
     if (status != QF_OK)
         return status;
     bool memory = true;
+    for (size_t i = 0; memory && i < plan->float_layer_count; i++)
+        memory = qf_strmap_set(&weight_only, plan->float_layers[i].name, plan);
     for (size_t i = 0; memory && i < qf_config_layer_count(config); i++)
-        memory = check_layer(plan, config, qf_config_layer_at(config, i), &matcher, &enabled);
+        memory = check_layer(plan, config, qf_config_layer_at(config, i), &matcher, &weight_only,
+                             &enabled);
     for (size_t i = 0; i < plan->layer_count; i++) {
         if (!qf_strmap_get(&enabled, plan->layers[i].name))
             report(plan, config, QF_WARNING, plan->layers[i].key,
@@ -83,6 +88,7 @@ qf_status qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_i
     }
     check_force_fp16(plan, config);
     qf_strmap_release(&enabled);
+    qf_strmap_release(&weight_only);
     qf_matcher_release(&matcher);
     return memory ? QF_OK : qf_fail_memory(err);
 }

@@ -342,7 +342,8 @@ static qf_status add_layer(qf_plan *plan, size_t record, const qf_node *node, qf
     return qf_plan_tensors(plan, node, &probe, layer, err);
 }
 
-static qf_status note_skipped(qf_plan *plan, const qf_node *node, qf_error *err)
+/* `why` NULL: what speaks against quantizing it, or that nobody asked for it. */
+static qf_status note_skipped(qf_plan *plan, const qf_node *node, const char *why, qf_error *err)
 {
     qf_probe probe;
     qf_layer_probe(node, qf_plan_flags(plan, node->name), &probe);
@@ -352,17 +353,47 @@ static qf_status note_skipped(qf_plan *plan, const qf_node *node, qf_error *err)
     qf_skipped_layer *s = &plan->skipped[plan->skipped_count];
     s->name = qf_arena_strdup(&plan->arena, node->name);
     s->op_type = qf_op_name(probe.op);
-    s->reason =
-        probe.quantizable ? "it has no record" : qf_arena_strdup(&plan->arena, probe.reason);
+    s->reason = why                 ? why
+                : probe.quantizable ? "it has no record"
+                                    : qf_arena_strdup(&plan->arena, probe.reason);
     if (!s->name || !s->reason)
         return qf_fail_memory(err);
     plan->skipped_count++;
     return QF_OK;
 }
 
+static qf_status add_without_record(qf_plan *plan, const qf_ir *ir, const qf_node *node,
+                                    qf_error *err)
+{
+    bool taken;
+    const char *why;
+    qf_status status = qf_plan_weight_only(plan, ir, node, &taken, &why, err);
+    return status == QF_OK && !taken ? note_skipped(plan, node, why, err) : status;
+}
+
+/* A scheme that finds no weight was meant otherwise. */
+static void check_scheme(qf_plan *plan, size_t errors)
+{
+    const char *path = plan->model->files[0].path;
+    if (!plan->scheme.on || plan->float_layer_count || qf_diagnostics_errors(plan->diag) > errors)
+        return;
+    if (plan->scheme.from_record)
+        qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = qf_record_path(plan->record)},
+                    "--weight-only record finds no weight: no entry that is chosen has scale_w and "
+                    "no scale_d; leave the option out, or write such entries");
+    else
+        qf_diag_add(plan->diag, QF_ERROR, (qf_where){.file = path},
+                    "--weight-only finds no weight: no MatMul or Gemm that has no record%s has a "
+                    "constant float matrix; `quantfold inspect` lists the layers",
+                    plan->scheme.has_include || plan->scheme.has_exclude
+                        ? " and that --include and --exclude choose"
+                        : "");
+}
+
 qf_status qf_plan_layers(qf_plan *plan, qf_ir *ir, qf_error *err)
 {
     size_t records = qf_record_message(plan->record)->n_record;
+    size_t errors = qf_diagnostics_errors(plan->diag);
     plan->layers = qf_arena_array(&plan->arena, records, sizeof *plan->layers);
     qf_status status = plan->layers ? QF_OK : qf_fail_memory(err);
     /* in graph order, so that names and fusion do not depend on the order of the records */
@@ -372,7 +403,9 @@ qf_status qf_plan_layers(qf_plan *plan, qf_ir *ir, qf_error *err)
         if (record)
             status = add_layer(plan, *record, node, err);
         else if (qf_op_of(node) != QF_OP_NONE)
-            status = note_skipped(plan, node, err);
+            status = add_without_record(plan, ir, node, err);
     }
+    if (status == QF_OK)
+        check_scheme(plan, errors);
     return status;
 }

@@ -13,6 +13,7 @@
 #include "exec/stage.h"
 #include "kernels.h"
 #include "passes/passes.h"
+#include "quant/qdq.h"
 
 /* ---- shared by the steps ---- */
 
@@ -72,7 +73,9 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_linked *link
                                  o->external_threshold,
                                  o->external_layout,
                                  plan->model->files[0].path,
-                                 o->fake_quant_weights == QF_FAKE_QUANT_SHARED};
+                                 o->fake_quant_weights == QF_FAKE_QUANT_SHARED,
+                                 o->dedup,
+                                 plan->model->files};
     qf_status status = qf_passes_run(plan, &linked->ir, target, err);
     if (status == QF_OK)
         status = qf_ir_finish(&linked->ir, plan->model->files[0].path, err);
@@ -92,8 +95,8 @@ static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
 {
     const qf_export_options *o = &plan->options;
     bool renamed = io && (io->input_name_count || io->output_name_count || io->dynamic_axis_count);
-    return !plan->layer_count && !renamed && !plan->had_markers && plan->model->file_count == 1 &&
-           o->external != QF_EXTERNAL_ALWAYS &&
+    return !plan->layer_count && !plan->float_layer_count && !renamed && !plan->had_markers &&
+           plan->model->file_count == 1 && o->external != QF_EXTERNAL_ALWAYS &&
            (o->external == QF_EXTERNAL_NEVER || plan->model->files[0].size < o->external_threshold);
 }
 
@@ -257,11 +260,48 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
     return check_sharing(o, err);
 }
 
+/* Whether activations of the model are quantized, so that it has a record of its own. */
+static qf_status quantizes(const qf_model *model, bool *out, qf_error *err)
+{
+    qf_linked linked;
+    *out = false;
+    qf_status status =
+        qf_linked_open(model->skeleton, model->skeleton_length, model->files[0].path, &linked, err);
+    if (status != QF_OK)
+        return status;
+    for (size_t i = 0; i < linked.ir.node_count; i++)
+        *out |= linked.ir.by_id[i] && qf_is_quantize(linked.ir.by_id[i]);
+    qf_linked_close(&linked);
+    return QF_OK;
+}
+
+/* Weights can be quantized without any record. */
+static qf_status empty_record(qf_plan *plan, qf_error *err)
+{
+    AMCTPytorchProto__ScaleOffsetRecord *none = qf_arena_alloc(&plan->arena, sizeof *none);
+    if (!none)
+        return qf_fail_memory(err);
+    amctpytorch_proto__scale_offset_record__init(none);
+    qf_status status = qf_record_wrap("(no record)", none, &plan->own_record, err);
+    plan->record = plan->own_record;
+    return status;
+}
+
 /* Without a record, the model's own. */
 static qf_status own_record(qf_plan *plan, qf_error *err)
 {
     if (plan->record)
         return QF_OK;
+    if (plan->scheme.from_record)
+        return qf_fail(err, QF_ERR_USAGE, "--weight-only record needs a record");
+    bool quantized = plan->options.source != QF_SOURCE_FLOAT;
+    qf_status searched = plan->scheme.on && plan->options.source == QF_SOURCE_AUTO
+                             ? quantizes(plan->model, &quantized, err)
+                             : QF_OK;
+    if (searched != QF_OK)
+        return searched;
+    if (plan->scheme.on && !quantized)
+        return empty_record(plan, err);
     if (plan->options.source == QF_SOURCE_FLOAT)
         return qf_fail(err, QF_ERR_USAGE,
                        "a record is needed, unless it is to be taken from the "
@@ -275,7 +315,9 @@ static qf_status own_record(qf_plan *plan, qf_error *err)
 static qf_status build(qf_plan *plan, const qf_config *config, const qf_io_spec *io, qf_error *err)
 {
     qf_diag_mark before = qf_diag_now(plan->diag);
-    qf_status status = own_record(plan, err);
+    qf_status status = qf_scheme_read(&plan->options, &plan->scheme, err);
+    if (status == QF_OK)
+        status = own_record(plan, err);
     if (status != QF_OK)
         return status;
     qf_record_report(plan->record, plan->diag);
@@ -342,7 +384,8 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
     status = build(plan, config, io, err);
     fesetenv(&host);
     plan->diag = NULL;
-    plan->options.save_path = NULL;
+    plan->options.save_path = plan->options.weight_only = NULL; /* the caller's */
+    plan->options.include = plan->options.exclude = NULL;
     qf_diagnostics_free(own);
     if (status != QF_OK) {
         qf_plan_free(plan);
@@ -361,6 +404,12 @@ void qf_plan_free(qf_plan *plan)
     qf_strmap_release(&plan->node_flags);
     qf_strmap_release(&plan->record_of_node);
     qf_strmap_release(&plan->weight_of_payload);
+    qf_strmap_release(&plan->matrix_record_of_node);
+    qf_strmap_release(&plan->matrix_of_payload);
+    qf_strmap_release(&plan->matrix_of_bytes);
+    qf_scheme_release(&plan->scheme);
+    qf_spill_free(plan->matrices);
+    qf_spill_free(plan->float_layers);
     qf_strmap_release(&plan->folded);
     qf_spill_free(plan->jobs);
     qf_spill_free(plan->skipped);
@@ -376,11 +425,25 @@ void qf_plan_free(qf_plan *plan)
 
 size_t qf_plan_layer_count(const qf_plan *plan)
 {
-    return plan->layer_count;
+    return plan->layer_count + plan->float_layer_count;
+}
+
+static qf_layer_info describe_float_layer(const qf_plan *plan, const qf_float_layer *l)
+{
+    const qf_matrix *m = &plan->matrices[l->matrix];
+    return (qf_layer_info){.name = l->name,
+                           .key = l->key,
+                           .op_type = qf_op_name(l->op),
+                           .weight = m->job->tensor,
+                           .weight_bits = m->job->bits,
+                           .channels = m->scale_count,
+                           .group = m->group};
 }
 
 qf_layer_info qf_plan_layer(const qf_plan *plan, size_t index)
 {
+    if (index >= plan->layer_count)
+        return describe_float_layer(plan, &plan->float_layers[index - plan->layer_count]);
     const qf_layer *l = &plan->layers[index];
     return (qf_layer_info){.name = l->name,
                            .key = l->key,
@@ -408,6 +471,11 @@ qf_skipped_layer qf_plan_skipped(const qf_plan *plan, size_t index)
 size_t qf_plan_output_count(const qf_plan *plan)
 {
     return plan->layout.file_count;
+}
+
+uint64_t qf_plan_bytes_saved(const qf_plan *plan)
+{
+    return plan->layout.saved;
 }
 
 qf_output_file qf_plan_output(const qf_plan *plan, size_t index)

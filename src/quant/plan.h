@@ -8,6 +8,7 @@
  * folded layers.c    each record becomes a qf_layer: field rules of facts 1.4, bits, scales
  *   tensors.c   reading a layer's constants; weights.c makes jobs of its weights, bias.c numbers
  *               of its bias
+ *   weight_only.c  layers of which the weight alone is quantized (scheme.c: which)
  *   consistency.c  config against record and model
  *   plan.c      passes for each target, layout of the files, checks on the target folder
  */
@@ -22,6 +23,7 @@
 #include "quant/config.h"
 #include "quant/layer.h"
 #include "quant/record.h"
+#include "quant/scheme.h"
 
 /* A weight of a layer: W, or R of an RNN. */
 typedef struct qf_weight {
@@ -69,6 +71,31 @@ typedef struct qf_layer {
     bool folded; /* a batch norm went into it */
 } qf_layer;
 
+/* A constant matrix that both models store as integers, with a DequantizeLinear in front of all
+ * that reads it. */
+typedef struct qf_matrix {
+    qf_job *job;
+    size_t node_id;     /* of a layer that reads it, as in qf_layer */
+    size_t record;      /* SIZE_MAX: its scales are found */
+    int32_t float_type; /* as it was stored */
+    int32_t scale_type; /* what DequantizeLinear gives; a Cast follows if that is another */
+    int64_t dims[2], scale_dims[2];
+    size_t scale_rank, scale_count;
+    int64_t axis;   /* along which the scales go; with groups, along which those lie */
+    uint64_t group; /* 0: a whole channel, or all, if there is one scale */
+    size_t payload, scale_payload; /* in plan->payloads */
+    size_t graph;                  /* index of the graph that holds it */
+    size_t equal;                  /* matrix + 1 whose integers and scales these are; 0: none */
+    size_t previous;               /* matrix + 1 of the same qf_same_key; 0: none */
+} qf_matrix;
+
+/* A layer whose weight is a qf_matrix and whose activations stay as they are. */
+typedef struct qf_float_layer {
+    const char *name, *key;
+    qf_op op;
+    size_t matrix; /* in plan->matrices */
+} qf_float_layer;
+
 struct qf_plan {
     qf_arena arena;
     qf_model *model;
@@ -83,6 +110,8 @@ struct qf_plan {
     bool had_markers;         /* QuantIdentity nodes were removed */
     qf_strmap node_flags;     /* node name -> QF_NODE_* */
     qf_strmap record_of_node; /* node name -> const size_t *, index of its record */
+    qf_scheme scheme;
+    qf_strmap matrix_record_of_node; /* likewise of records that have weight scales alone */
 
     qf_payloads payloads; /* the model's, then those made here */
     qf_job **jobs;
@@ -91,6 +120,13 @@ struct qf_plan {
     size_t layer_count;
     qf_skipped_layer *skipped;
     size_t skipped_count, skipped_cap;
+    qf_matrix *matrices;
+    size_t matrix_count, matrix_cap;
+    qf_float_layer *float_layers;
+    size_t float_layer_count, float_layer_cap;
+    qf_strmap matrix_of_payload; /* payload index as text -> matrix + 1 */
+    qf_strmap matrix_of_bytes;   /* with dedup: qf_same_key -> matrix + 1, the latest */
+    bool opset_refused;          /* it is one finding, not one for each layer */
     qf_strmap weight_of_payload; /* payload index as text -> layer + 1, the latest */
     qf_strmap folded;            /* names of Conv nodes that took in a batch norm */
 
@@ -112,8 +148,15 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err);
 qf_status qf_plan_layers(qf_plan *plan, qf_ir *ir, qf_error *err);
 qf_status qf_plan_tensors(qf_plan *plan, const qf_node *node, const qf_probe *probe,
                           qf_layer *layer, qf_error *err);
+/* Quantizes the weight of `node` alone if the scheme says so. Where it is not taken, *why may say
+ * why, as a sentence about "it"; NULL: there is nothing to say. */
+qf_status qf_plan_weight_only(qf_plan *plan, const qf_ir *ir, const qf_node *node, bool *taken,
+                              const char **why, qf_error *err);
 qf_status qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_ir *ir,
                               qf_error *err);
+
+/* Whether the scheme takes an entry for a layer of which the weight alone is quantized. */
+bool qf_plan_is_weight_only(const qf_plan *plan, const AMCTPytorchProto__SingleLayerRecord *v);
 
 /* A finding about a record entry; `item` is the layer. */
 void qf_plan_report(qf_plan *plan, qf_severity severity, size_t record, const char *item,

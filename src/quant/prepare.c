@@ -16,10 +16,45 @@ static bool has_value(const AMCTPytorchProto__SingleLayerRecord *v)
            v->n_tensor_balance_factor;
 }
 
+/* Remembers record `index` as the node's. Of two of the same key the later one counts. */
+static qf_status enter(qf_plan *plan, size_t index, qf_node *node, qf_error *err)
+{
+    const AMCTPytorchProto__ScaleOffsetRecord *message = qf_record_message(plan->record);
+    const char *key = message->record[index]->key;
+    bool alone = qf_plan_is_weight_only(plan, message->record[index]->value);
+    qf_strmap *maps[] = {&plan->record_of_node, &plan->matrix_record_of_node};
+    const size_t *other = qf_strmap_get(maps[!alone], node->name);
+    size_t *before = qf_strmap_get(maps[alone], node->name);
+    const char *taken = other ? message->record[*other]->key
+                        : before && strcmp(message->record[*before]->key, key) != 0
+                            ? message->record[*before]->key
+                            : NULL;
+    if (taken) {
+        qf_plan_report(plan, QF_ERROR, index, key, "node '%s' already has a record, '%s'",
+                       node->name, taken);
+        return QF_OK;
+    }
+    if (before) {
+        *before = index;
+        qf_plan_report(plan, QF_WARNING, index, key,
+                       "the layer has two records; the later one is used");
+        return QF_OK;
+    }
+    node->renamed = true; /* later steps find the node by this name */
+    size_t *place = qf_arena_alloc(&plan->arena, sizeof *place);
+    const char *name = qf_arena_strdup(&plan->arena, node->name);
+    if (!place || !name || !qf_strmap_set(maps[alone], name, place))
+        return qf_fail_memory(err);
+    *place = index;
+    return QF_OK;
+}
+
 qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
 {
     const AMCTPytorchProto__ScaleOffsetRecord *message = qf_record_message(plan->record);
     qf_matcher matcher;
+    if (!message->n_record && plan->scheme.on)
+        return QF_OK;
     if (!message->n_record) {
         qf_plan_report(plan, QF_ERROR, SIZE_MAX, NULL,
                        "the record file is empty: it names no layer to quantize");
@@ -55,26 +90,7 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
                            "the record has no scale, so the layer stays float");
             continue;
         }
-        const char *name = match.node->name;
-        size_t *before = qf_strmap_get(&plan->record_of_node, name);
-        if (before && strcmp(message->record[*before]->key, entry->key) != 0) {
-            qf_plan_report(plan, QF_ERROR, i, entry->key, "node '%s' already has a record, '%s'",
-                           name, message->record[*before]->key);
-            continue;
-        }
-        if (before) { /* the same key again: the later one counts */
-            *before = i;
-            qf_plan_report(plan, QF_WARNING, i, entry->key,
-                           "the layer has two records; the later one is used");
-            continue;
-        }
-        ((qf_node *)match.node)->renamed = true; /* later steps find the node by this name */
-        size_t *index = qf_arena_alloc(&plan->arena, sizeof *index);
-        const char *node = qf_arena_strdup(&plan->arena, name);
-        if (!index || !node || !qf_strmap_set(&plan->record_of_node, node, index))
-            status = qf_fail_memory(err);
-        else
-            *index = i;
+        status = enter(plan, i, (qf_node *)match.node, err);
     }
     qf_matcher_release(&matcher);
     return status;

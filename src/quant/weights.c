@@ -5,6 +5,7 @@
 
 #include "base/spill.h"
 #include "exec/source.h"
+#include "onnx/same.h"
 #include "quant/constants.h"
 #include "quant/tensors.h"
 
@@ -123,16 +124,6 @@ static size_t shape_job(const qf_tensor_context *t, qf_job *job, qf_weight *w, b
     return shape_matrix(job, w, t->probe->turned != trans_b ? 1 : 0);
 }
 
-static bool same_job(const qf_job *a, const qf_job *b)
-{
-    return a->source.data == b->source.data && a->rows == b->rows && a->cols == b->cols &&
-           a->transposed == b->transposed && a->bits == b->bits && a->fold == b->fold &&
-           a->scale_count == b->scale_count && a->row_div == b->row_div &&
-           a->row_mul == b->row_mul && a->row_mod == b->row_mod && a->col_div == b->col_div &&
-           a->out[0].format == b->out[0].format && a->out[1].format == b->out[1].format &&
-           memcmp(a->scales, b->scales, a->scale_count * sizeof *a->scales) == 0;
-}
-
 /* A tensor that two layers quantize alike is quantized once. */
 static bool share(const qf_tensor_context *t, qf_weight *w, size_t payload)
 {
@@ -147,7 +138,7 @@ static bool share(const qf_tensor_context *t, qf_weight *w, size_t payload)
         const qf_weight *other = &layer->weights[0];
         if (layer->graph == t->layer->graph && w->deploy_type == other->deploy_type &&
             memcmp(w->packed_dims, other->packed_dims, sizeof w->packed_dims) == 0 &&
-            same_job(w->job, other->job)) {
+            w->job->source.data == other->job->source.data && qf_same_work(w->job, other->job)) {
             size_t owner = other->owner;
             *w = *other;
             w->owner = owner;

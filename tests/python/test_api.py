@@ -265,3 +265,34 @@ def test_no_library(tmp_path):
     env = {"QUANTFOLD_LIBRARY": "/nowhere/lib.so", "PYTHONPATH": str(Path(qf.__file__).parents[1])}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert run.returncode == 1 and "QUANTFOLD_LIBRARY" in run.stderr
+
+
+def test_weight_only_is_the_command_line(quantfold, tmp_path):
+    net = Net(opset=21, ir_version=10)
+    x = net.input("x", random(3, 32))
+    for name in ("a", "b"):
+        x = gemm(net, x, random(32, 32, seed=1), name=name)
+    net.output(x)
+    onnx.save(net.model(), tmp_path / "m.onnx")
+    report = qf.export(
+        *(tmp_path / "m.onnx", tmp_path / "a" / "m"),
+        weight_only="w4a16:group=16",
+        include="weight$",
+        exclude="^none$",
+        dedup=True,
+    )
+    assert [(x.name, x.activation_bits, x.weight_bits, x.group) for x in report.layers] == [
+        ("a", 0, 4, 16),
+        ("b", 0, 4, 16),
+    ]
+    assert report.bytes_saved == 2 * (32 * 16 + 2 * 32 * 4)
+    args = ["--weight-only", "w4a16:group=16", "--include", "weight$", "--exclude", "^none$"]
+    model = ["--model", tmp_path / "m.onnx", "--save-path", tmp_path / "b" / "m"]
+    assert quantfold("export", *model, *args, "--dedup").code == 0
+    for name in (DEPLOY, FAKE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert qf.check(tmp_path / "m.onnx", weight_only="w8a16") == []
+    (finding,) = qf.check(tmp_path / "m.onnx", weight_only="w8a16", include="none")
+    assert "finds no weight" in finding.message
+    with pytest.raises(qf.UsageError, match="w8a16"):
+        qf.export(tmp_path / "m.onnx", tmp_path / "c" / "m", weight_only="w9")
