@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the build and, with "tests", the tests need and this machine lacks: Debian packages
-# by apt-get, Python packages into build/venv, libraries for aarch64 into build/aarch64-sysroot. Does
-# nothing where all is there.
+# by apt-get, Python packages into build/venv, libraries for aarch64 into build/aarch64-sysroot. With
+# "hpc", what the suite of that name and -Dmpi=enabled need. Does nothing where all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 build_packages=(gcc libc6-dev meson ninja-build pkg-config protobuf-c-compiler libprotobuf-c-dev
                 libcjson-dev libxxhash-dev libonnx-dev python3)
 test_packages=(libcmocka-dev clang libomp-dev clang-format g++ libbenchmark-dev python3-venv)
+# a cluster on one machine, started by tests/hpc/slurm.sh
+hpc_packages=(slurmctld slurmd slurm-client munge openmpi-bin libopenmpi-dev iproute2 util-linux python3-venv)
 cross_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 sysroot_packages=(libprotobuf-c-dev libcjson-dev libxxhash-dev libcmocka-dev libgomp1)
 
@@ -85,4 +87,8 @@ if [ "${1:-}" = tests ]; then
     install_debian "${cross_packages[@]}"
     install_aarch64_sysroot
   fi
+fi
+if [ "${1:-}" = hpc ]; then
+  install_debian "${hpc_packages[@]}"
+  install_python
 fi
