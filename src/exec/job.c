@@ -373,8 +373,8 @@ static qf_status place_flat(const qf_job *job, uint64_t first, size_t n, qf_scra
                 return qf_fail_memory(err);
             continue;
         }
-        qf_status status = qf_store_room(sink, (qf_target)t, o, floats ? first * 4 : first,
-                                         floats ? n * 4 : n, &at[t], err);
+        qf_status status =
+            qf_store_room(sink, t, o, floats ? first * 4 : first, floats ? n * 4 : n, &at[t], err);
         if (status != QF_OK)
             return status;
         if (bytes)
@@ -438,8 +438,7 @@ static qf_status store_folded(const qf_job *job, uint64_t first, size_t n, const
         unsigned char *at;
         if (!job->out[t].placed)
             continue;
-        qf_status status =
-            qf_store_room(sink, (qf_target)t, job->out[t], first * 4, n * 4, &at, err);
+        qf_status status = qf_store_room(sink, t, job->out[t], first * 4, n * 4, &at, err);
         if (status != QF_OK)
             return status;
         memcpy(at, x, n * 4);
@@ -611,7 +610,7 @@ qf_status qf_copy_run_block(const qf_copy *copy, const qf_varint_index *index, u
         unsigned char *at;
         if (!copy->out[t].placed)
             continue;
-        qf_status status = qf_store_room(sink, (qf_target)t, copy->out[t], r.offset, n, &at, err);
+        qf_status status = qf_store_room(sink, t, copy->out[t], r.offset, n, &at, err);
         if (status != QF_OK)
             return status;
         if (copy->decode)

@@ -41,7 +41,7 @@ qf_status qf_store_ints(const qf_job *job, qf_target target, uint64_t first, siz
     unsigned char *at;
     uint64_t offset = pairs ? first / 2 : bytes ? first : first * 4;
     size_t length = pairs ? (n + 1) / 2 : bytes ? n : n * 4;
-    qf_status status = qf_store_room(sink, target, out, offset, length, &at, err);
+    qf_status status = qf_store_room(sink, (int)target, out, offset, length, &at, err);
     if (status != QF_OK)
         return status;
     if (bytes) {
@@ -74,7 +74,8 @@ static qf_status store_row_pairs(const qf_job *job, qf_target target, qf_region 
             size_t n = (size_t)qf_at_most(r.cols - c, QF_ROOM);
             unsigned char *at;
             uint64_t offset = (r.row / 2 + i) * job->cols + r.col + c;
-            qf_status status = qf_store_room(sink, target, job->out[target], offset, n, &at, err);
+            qf_status status =
+                qf_store_room(sink, (int)target, job->out[target], offset, n, &at, err);
             if (status != QF_OK)
                 return status;
             qf_kernels_get()->pack_rows(low + c, low + r.cols + c, n, at);

@@ -214,7 +214,7 @@ qf_status qf_writer_put(qf_writer *writer, qf_target target, int file, uint64_t 
     for (size_t done = 0; status == QF_OK && done < n;) {
         size_t m = n - done < QF_ROOM ? n - done : QF_ROOM;
         unsigned char *at;
-        status = give_room(writer, target, file, offset + done, m, &at, err);
+        status = give_room(writer, (int)target, file, offset + done, m, &at, err);
         if (status == QF_OK)
             memcpy(at, (const char *)data + done, m);
         done += m;
