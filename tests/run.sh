@@ -51,12 +51,12 @@ step "a program that uses the installed library alone"
 tests/install/run.sh build
 
 step "golden, conformance, fault and Python tests: release build"
-"$python" -m pytest tests --ignore tests/large -q -p no:cacheprovider
+"$python" -m pytest tests --ignore tests/large --ignore tests/hpc -q -p no:cacheprovider
 
 step "golden, conformance and fault tests: sanitizers"
 # the Python package loads the library, which a sanitizer does not allow
-QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large --ignore tests/python \
-  -q -p no:cacheprovider
+QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large --ignore tests/hpc \
+  --ignore tests/python -q -p no:cacheprovider
 
 [ "$(uname -m)" = x86_64 ] || exit 0 # aarch64 itself has had its tests above
 

@@ -120,19 +120,28 @@ static qf_status write_plan(const outcome *o, qf_error *err)
     return e ? qf_fail_errno(err, o->stage.partial, e, "cannot write the plan") : QF_OK;
 }
 
+/* Not as long as others who wait for the same. */
 static void wait_a_little(void)
 {
-    const struct timespec t = {.tv_nsec = 20 * 1000 * 1000};
+    enum { MOST = 40 * 1000 * 1000 };
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    t = (struct timespec){.tv_nsec = t.tv_nsec % MOST};
     nanosleep(&t, NULL);
 }
 
 /* The staging folder becomes that of this output. What is there of another goes, unless somebody is
- * writing it: a shard tries for a while, for others may be about to do the same. */
+ * writing it: a shard tries for a while, for others may be about to do the same. It waits without a
+ * lock: of shards that wait with one, none would ever get the folder for itself. */
 static qf_status claim_shared(outcome *o, qf_error *err)
 {
     enum { TRIES = 500 };
     qf_stage *stage = &o->stage;
     for (int i = 0; i < TRIES; i++) {
+        if (i > 0 && flock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
+            wait_a_little();
+            continue;
+        }
         if (plan_is_ours(o))
             return QF_OK;
         if (flock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
@@ -146,7 +155,7 @@ static qf_status claim_shared(outcome *o, qf_error *err)
             flock(stage->partial_fd, LOCK_SH);
             return status;
         }
-        flock(stage->partial_fd, LOCK_SH); /* a lock that cannot be raised is lost */
+        flock(stage->partial_fd, LOCK_UN);
         wait_a_little();
     }
     return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -270,6 +271,21 @@ static qf_status recover(qf_stage *stage, qf_error *err)
     return QF_OK;
 }
 
+/* A shard waits a while: another one may have the folder for itself for a moment, to make it that
+ * of their output. */
+static int lock_folder(int fd, qf_stage_mode mode)
+{
+    enum { TRIES = 500 };
+    const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+    int result = flock(fd, (mode == QF_STAGE_SHARD ? LOCK_SH : LOCK_EX) | LOCK_NB);
+    for (int i = 0; mode == QF_STAGE_SHARD && result != 0 && errno == EWOULDBLOCK && i < TRIES;
+         i++) {
+        nanosleep(&pause, NULL);
+        result = flock(fd, LOCK_SH | LOCK_NB);
+    }
+    return result;
+}
+
 static qf_status lock_partial(qf_stage *stage, qf_error *err)
 {
     for (;;) {
@@ -283,8 +299,7 @@ static qf_status lock_partial(qf_stage *stage, qf_error *err)
                 continue;
             return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
         }
-        int lock = stage->mode == QF_STAGE_SHARD ? LOCK_SH : LOCK_EX;
-        if (flock(fd, lock | LOCK_NB) != 0) {
+        if (lock_folder(fd, stage->mode) != 0) {
             int e = errno;
             close(fd);
             if (e == EWOULDBLOCK)

@@ -99,7 +99,7 @@ SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min
 KillWait=2
 MinJobAge=600
 InactiveLimit=0
-NodeName=n[0-$last] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[7000-$((7000 + last))] CPUs=$cpus
+NodeName=n[0-$last] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[7000-$((7000 + last))] CPUs=$cpus RealMemory=16384
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 export SLURM_CONF=$folder/slurm.conf
