@@ -79,16 +79,24 @@ bool cli_flush(void);
 
 /* ---- progress bar ---- */
 
+typedef enum cli_when { CLI_AUTO, CLI_ALWAYS, CLI_NEVER, CLI_JSON } cli_when;
+
+/* A bar that is drawn again and again; lines; JSON, an object a line. All on stderr. */
+typedef enum cli_form { CLI_FORM_NONE, CLI_FORM_BAR, CLI_FORM_LINES, CLI_FORM_EVENTS } cli_form;
+
 typedef struct cli_progress {
-    bool on, terminal;
-    double started, last;
+    cli_form form;
+    double started, every, next; /* seconds */
+    bool begun, shown;
+    double measured, rate; /* when, and bytes a second */
+    uint64_t done, total;
 } cli_progress;
 
-typedef enum cli_when { CLI_AUTO, CLI_ALWAYS, CLI_NEVER } cli_when;
+/* AUTO: a bar on a terminal, else a line now and then. ALWAYS: lines come faster. */
 void cli_progress_init(cli_progress *progress, cli_when when);
-/* A qf_progress_fn; `user` is a cli_progress. Stops the export after SIGINT or SIGTERM. */
+/* A qf_progress_fn; `user` is a cli_progress. Stops the run after SIGINT or SIGTERM. */
 bool cli_progress_step(uint64_t done, uint64_t total, const char *tensor, void *user);
-void cli_progress_end(cli_progress *progress);
+void cli_progress_end(cli_progress *progress, qf_status status);
 /* SIGINT, SIGTERM and SIGHUP ask for an orderly stop. */
 void cli_catch_signals(void);
 bool cli_interrupted(void);

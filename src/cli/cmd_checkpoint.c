@@ -31,7 +31,8 @@ static const char help[] =
     "fails\n"
     "  --shard I/N             write part I (from 0) of N, to be put in place by 'quantfold\n"
     "                          commit'; slurm: the numbers of this job step or array task\n"
-    "  --progress WHEN         auto (default), always, never\n"
+    "  --progress HOW          auto (default: a bar on a terminal, else a line every 10 s),\n"
+    "                          always (every second), never, json (an event a line), on stderr\n"
     "  --dry-run               validate and print the plan; write nothing\n"
     "  --json                  the result as JSON on standard output\n"
     "  -v, --verbose           list every weight     -q, --quiet   no summary\n";
@@ -289,7 +290,7 @@ static qf_status plan_and_write(arguments *a, qf_checkpoint **checkpoint, qf_che
     if (status != QF_OK || a->dry_run)
         return status;
     status = qf_checkpoint_export(*plan, report, err);
-    cli_progress_end(a->options.progress_user);
+    cli_progress_end(a->options.progress_user, status);
     return status;
 }
 

@@ -43,7 +43,8 @@ static const char help[] =
     "fails\n"
     "  --shard I/N             write part I (from 0) of N, to be put in place by 'quantfold\n"
     "                          commit'; slurm: the numbers of this job step or array task\n"
-    "  --progress WHEN         auto (default), always, never\n"
+    "  --progress HOW          auto (default: a bar on a terminal, else a line every 10 s),\n"
+    "                          always (every second), never, json (an event a line), on stderr\n"
     "  --dry-run               validate and print the plan; write nothing\n"
     "  --json                  the result as JSON on standard output\n"
     "  -v, --verbose           list every layer      -q, --quiet   no warnings, no summary\n";
@@ -470,7 +471,7 @@ static qf_status plan_and_export(arguments *a, const qf_io_spec *io, const cli_o
         snprintf(err.message, sizeof err.message, "interrupted");
     } else if (!a->dry_run) {
         status = qf_export(*plan, report, &err);
-        cli_progress_end(a->options.progress_user);
+        cli_progress_end(a->options.progress_user, status);
     }
     if (status != QF_OK) {
         qf_diagnostics_add_error(list, &err);

@@ -5,7 +5,7 @@
 
 #include "cli/cli.h"
 
-const char *const cli_whens[] = {"auto", "always", "never", NULL};
+const char *const cli_whens[] = {"auto", "always", "never", "json", NULL};
 const char *const cli_ios[] = {"auto", "pwrite", "mmap", "direct", NULL};
 
 /* A number of bytes, with K, M, G or T for powers of 1024. */
