@@ -63,11 +63,11 @@ void cli_progress_init(cli_progress *p, cli_when when)
 /* Bytes a second of late: an average in which what was `smooth_seconds` ago counts a third. */
 static void measure(cli_progress *p, uint64_t done)
 {
-    double t = now(), since = t - (p->measured ? p->measured : p->started);
+    double t = now(), since = t - (p->measured > 0 ? p->measured : p->started);
     if (since < 0.05)
         return;
     double rate = (double)(done - p->done) / since;
-    double keep = p->measured ? smooth_seconds / (smooth_seconds + since) : 0;
+    double keep = p->measured > 0 ? smooth_seconds / (smooth_seconds + since) : 0;
     p->rate = keep * p->rate + (1 - keep) * rate;
     p->done = done;
     p->measured = t;
