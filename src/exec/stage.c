@@ -413,6 +413,13 @@ qf_status qf_stage_expect(qf_stage *stage, const char *name, uint64_t size, qf_e
     return QF_OK;
 }
 
+static int open_direct(const qf_stage *stage, const qf_stage_file *file)
+{
+    char staged[NAME_MAX + 1];
+    staged_name(file->name, staged);
+    return openat(stage->partial_fd, staged, O_WRONLY | O_DIRECT | O_CLOEXEC | O_NOFOLLOW);
+}
+
 qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size_t *index,
                           qf_error *err)
 {
@@ -436,11 +443,13 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
         free(path);
         return status;
     }
+    file.direct = stage->direct && size >= DIRECT_MIN;
     if (stage->count >= KEPT_OPEN) {
         close(file.fd);
         file.fd = -1;
-    } else if (stage->direct && size >= DIRECT_MIN) {
-        file.direct_fd = openat(stage->partial_fd, staged, O_WRONLY | O_DIRECT | O_CLOEXEC);
+    } else if (file.direct) {
+        file.direct_fd = open_direct(stage, &file);
+        file.direct = file.direct_fd >= 0;
     }
     *index = stage->count;
     stage->files[stage->count++] = file;
@@ -504,8 +513,13 @@ bool qf_stage_write_direct(const qf_stage *stage, size_t index, uint64_t offset,
                            size_t n, qf_status *status, qf_error *err)
 {
     const qf_stage_file *file = &stage->files[index];
-    int e = write_all(file->direct_fd, data, n, offset);
+    int fd = file->direct_fd >= 0 ? file->direct_fd : open_direct(stage, file);
     *status = QF_OK;
+    if (fd < 0)
+        return false;
+    int e = write_all(fd, data, n, offset);
+    if (file->direct_fd < 0 && close(fd) != 0 && !e)
+        e = errno;
     if (e == EINVAL) /* the file system wants another alignment, or no direct I/O here */
         return false;
     if (e)

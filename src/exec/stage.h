@@ -25,7 +25,8 @@ typedef struct qf_stage_file {
     char *name; /* in the destination folder */
     uint64_t size;
     int fd;        /* -1: opened for each write */
-    int direct_fd; /* the same file opened for direct I/O; -1: not possible or not worth it */
+    bool direct;   /* direct I/O is worth it, and possible as far as is known */
+    int direct_fd; /* the same file opened for that; -1: opened for each write */
     bool foreign;  /* written by another process */
     bool mappable; /* all of its space is allocated, so that a mapping cannot fault */
 } qf_stage_file;
@@ -68,7 +69,7 @@ qf_status qf_stage_expect(qf_stage *stage, const char *name, uint64_t size, qf_e
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err);
 /* The same past the page cache: `data`, `offset` and `n` are multiples of QF_DIRECT_ALIGN and the
- * file has a direct_fd. False if the file system refuses; the caller then writes as usual. */
+ * file is `direct`. False if the file system refuses; the caller then writes as usual. */
 enum { QF_DIRECT_ALIGN = 4096 };
 bool qf_stage_write_direct(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                            size_t n, qf_status *status, qf_error *err);

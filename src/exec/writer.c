@@ -86,7 +86,7 @@ static size_t write_direct(qf_writer *w, const qf_slot *s, bool more, qf_status 
     size_t head = (size_t)((PAGE - s->offset % PAGE) % PAGE);
     size_t tail = (size_t)((s->offset + s->length) % PAGE);
     *status = QF_OK;
-    if (w->stage->files[s->file].direct_fd >= 0 && s->length >= head + tail + DIRECT_LEAST) {
+    if (w->stage->files[s->file].direct && s->length >= head + tail + DIRECT_LEAST) {
         size_t end = s->length - tail;
         bool done = qf_stage_write_direct(w->stage, (size_t)s->file, s->offset + head,
                                           s->buffer + s->lead + head, end - head, status, err);

@@ -239,6 +239,37 @@ static void test_save_path_link(void **state)
     assert_int_equal(qf_save_path_split(link, &dir, &prefix, &err), QF_ERR_INPUT);
 }
 
+/* More files than are kept open: the last is written directly if the first is. */
+static void test_direct_files_without_end(void **state)
+{
+    enum { FILES = 300, SIZE = 1024 * 1024 };
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    size_t index = 0;
+    char name[32];
+    unsigned char *page = aligned_alloc(QF_DIRECT_ALIGN, QF_DIRECT_ALIGN), got[4];
+    assert_non_null(page);
+    memset(page, 0x5a, QF_DIRECT_ALIGN);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
+    stage.direct = true;
+    for (int i = 0; i < FILES; i++) {
+        qf_status status;
+        snprintf(name, sizeof name, "w%d.external", i);
+        assert_int_equal(qf_stage_create(&stage, name, SIZE, &index, &err), QF_OK);
+        bool done = qf_stage_write_direct(&stage, index, SIZE - QF_DIRECT_ALIGN, page,
+                                          QF_DIRECT_ALIGN, &status, &err);
+        assert_int_equal(status, QF_OK);
+        assert_int_equal(done, stage.files[0].direct); /* not every file system has it */
+        if (!done)
+            break;
+        assert_true(qf_stage_read(&stage, index, SIZE - 4, got, sizeof got));
+        assert_memory_equal(got, page, sizeof got);
+    }
+    qf_stage_close(&stage);
+    free(page);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -248,6 +279,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_complete_run_is_finished, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_rename_rolls_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_direct_files_without_end, set_up, tear_down),
         cmocka_unit_test(test_save_path),
         cmocka_unit_test_setup_teardown(test_save_path_link, set_up, tear_down),
     };
