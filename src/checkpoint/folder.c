@@ -177,7 +177,7 @@ static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_err
         char *path = path_of(f, names[i]);
         bool there = path && stat(path, &st) == 0;
         free(path);
-        if (strcmp(names[i], QF_CONFIG_NAME) == 0 || !there)
+        if (!there || strcmp(names[i], QF_CONFIG_NAME) == 0 || strcmp(names[i], QF_INDEX_NAME) == 0)
             continue;
         bool plain = S_ISREG(st.st_mode) && strlen(names[i]) < NAME_MAX - 1 &&
                      !strpbrk(names[i], "\x01\x02");
