@@ -372,3 +372,23 @@ def test_hugging_face_cache(quantfold, tmp_path):
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(i)))
     ck.run(quantfold, snapshot, tmp_path / "out", "w8a16")
     assert chosen(ck.read(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w8a8", "w4a16", "w4a16:group=32"])
+def test_the_peer_of_the_benchmark(quantfold, repo, monkeypatch, tmp_path, scheme):
+    """bench/llm_peer.py writes the same names and scales, and in float32 the same integers."""
+    monkeypatch.syspath_prepend(str(repo / "bench"))
+    import llm_peer
+
+    source = ck.write(tmp_path / "in", ck.model(), 2)
+    ck.run(quantfold, source, tmp_path / "ours", scheme)
+    llm_peer.quantize(source, tmp_path / "wide", scheme, True)
+    llm_peer.quantize(source, tmp_path / "native", scheme, False)
+    same = llm_peer.compare(tmp_path / "ours", tmp_path / "wide")
+    assert same["integers"] == 59392 and same["different"] == same["different_scales"] == 0
+    near = llm_peer.compare(tmp_path / "ours", tmp_path / "native")
+    assert near["largest"] == 1 and near["different_scales"] == 0
+    assert 0 < near["different"] / near["integers"] < 0.12
+    stated = [ck.quantization(tmp_path / name) for name in ("ours", "wide")]
+    a, b = (QuantizationConfig.model_validate(s).config_groups["group_0"] for s in stated)
+    assert a.weights == b.weights and stated[0]["format"] == stated[1]["format"]
