@@ -2,6 +2,7 @@
 """quantfold: from a quantization-aware-trained ONNX model to the deploy and fake_quant models."""
 
 from ._api import (
+    CommitReport,
     ExportReport,
     Layer,
     LayerCandidate,
@@ -9,12 +10,14 @@ from ._api import (
     OutputFile,
     SkippedLayer,
     check,
+    commit,
     export,
     inspect,
     kernels,
     record,
     version,
 )
+from ._checkpoint import CheckpointReport, CheckpointTensor, checkpoint
 from .errors import (
     Cancelled,
     Diagnostic,
@@ -27,6 +30,9 @@ from .errors import (
 
 __all__ = [
     "Cancelled",
+    "CheckpointReport",
+    "CheckpointTensor",
+    "CommitReport",
     "Diagnostic",
     "ExportReport",
     "InputError",
@@ -40,6 +46,8 @@ __all__ = [
     "SystemFailure",
     "UsageError",
     "check",
+    "checkpoint",
+    "commit",
     "export",
     "inspect",
     "kernels",

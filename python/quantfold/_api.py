@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four functions: export, inspect, check, record."""
+"""The functions on ONNX models: export, commit, inspect, check, record."""
 
 from __future__ import annotations
 
@@ -111,6 +111,15 @@ class ExportReport:
     bytes_written: int = 0
     seconds: float = 0.0
     bytes_saved: int = 0
+    bytes_kept: int = 0
+
+
+@dataclass(frozen=True)
+class CommitReport:
+    """What `commit` put in place."""
+
+    bytes_written: int
+    seconds: float
 
 
 # ---- between C and Python ----------------------------------------------------------------------
@@ -304,6 +313,31 @@ def _weights(weight_only: str | None, include: str | None, exclude: str | None) 
     return {name: None if text is None else text.encode() for name, text in texts.items()}
 
 
+def _part(shard: tuple[int, int] | None) -> dict[str, int]:
+    """The fields of part i of n, from 0."""
+    if shard is None:
+        return {}
+    part, parts = shard
+    if not 0 <= part < parts < 1 << 32:
+        raise UsageError(f"shard is a part from 0 and how many there are, not {shard!r}", "usage")
+    return {"shard": part, "shard_count": parts}
+
+
+def _write(
+    findings: _Findings, stack: ExitStack, watcher: _Watcher, name: str, plan: c_void_p
+) -> c.ReportTotals:
+    """Calls a function that runs a plan."""
+    report, error = c_void_p(), c.Error()
+    function = getattr(findings.lib, name)
+    try:
+        status = watcher.run(lambda: function(plan, byref(report), byref(error)))
+    finally:
+        stack.callback(findings.lib.qf_report_free, report)
+    findings.check(status, error)
+    totals: c.ReportTotals = findings.lib.qf_report_get(report)
+    return totals
+
+
 def _plan(
     stack: ExitStack,
     findings: _Findings,
@@ -371,6 +405,9 @@ def export(
     include: str | None = None,
     exclude: str | None = None,
     dedup: bool = False,
+    manifest: bool = False,
+    resume: bool = False,
+    shard: tuple[int, int] | None = None,
     io: str = "auto",
     fsync: bool = True,
     threads: int = 0,
@@ -382,9 +419,11 @@ def export(
 
     Without `record`, the model's QuantizeLinear and DequantizeLinear nodes tell the scales, but for
     the weights that `weight_only` ("w8a16", "w4a16:group=128", ...) quantizes by themselves. The
-    options are those of `quantfold export`. `progress`: True for a bar (tqdm), or a function of
-    bytes done, bytes in all and a tensor's name that may return False to cancel; it is called from a
-    thread of its own. Other threads run meanwhile. Raises a QuantfoldError; what was found before is in its `diagnostics`.
+    options are those of `quantfold export`; `shard` is (i, n) for part i, from 0, of n, and `commit`
+    puts the parts in place. `progress`: True for a bar (tqdm), or a function of bytes done, bytes in
+    all and a tensor's name that may return False to cancel; it is called from a thread of its own.
+    Other threads run meanwhile. Raises a QuantfoldError; what was found before is in its
+    `diagnostics`.
     """
     fields: dict[str, Any] = {
         "emit": _choice("emit", emit, _EMIT),
@@ -396,6 +435,9 @@ def export(
         "free_qdq": _choice("free_qdq", free_qdq, _FREE_QDQ),
         **_weights(weight_only, include, exclude),
         "dedup": dedup,
+        "manifest": manifest,
+        "resume": resume,
+        **_part(shard),
         "io": _choice("io", io, _IO),
         "no_sync": not fsync,
         "threads": threads,
@@ -412,19 +454,18 @@ def export(
         described = _describe(plan, findings)
         if dry_run:
             return ExportReport(**described)
-        report, error = c_void_p(), c.Error()
-        try:
-            status = watcher.run(lambda: findings.lib.qf_export(plan, byref(report), byref(error)))
-        finally:
-            stack.callback(findings.lib.qf_report_free, report)
-        findings.check(status, error)
+        totals = _write(findings, stack, watcher, "qf_export", plan)
+        return ExportReport(**described, **_values(totals))
+
+
+def commit(save_path: PathLike, *, fsync: bool = True) -> CommitReport:
+    """Puts in place what exports with `shard` have written, once all parts are done. `save_path` is
+    theirs; for parts of a checkpoint it is the folder, with a slash at its end."""
+    with ExitStack() as stack:
+        findings = _Findings(stack)
+        report = findings.open(stack, "qf_commit", "qf_report_free", _path(save_path), not fsync)
         totals = findings.lib.qf_report_get(report)
-        return ExportReport(
-            **described,
-            bytes_read=totals.bytes_read,
-            bytes_written=totals.bytes_written,
-            seconds=totals.seconds,
-        )
+        return CommitReport(totals.bytes_written, totals.seconds)
 
 
 def check(

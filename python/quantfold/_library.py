@@ -186,6 +186,45 @@ class ReportTotals(Structure):
     ]
 
 
+class CheckpointOptions(Structure):
+    """qf_checkpoint_options"""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("out", c_char_p),
+        ("scheme", c_char_p),
+        ("include", c_char_p),
+        ("exclude", c_char_p),
+        ("scales", c_char_p),
+        ("max_shard_bytes", c_uint64),
+        ("threads", c_int),
+        ("io", c_int),
+        ("memory_limit", c_uint64),
+        ("no_sync", c_bool),
+        ("manifest", c_bool),
+        ("resume", c_bool),
+        ("shard", c_uint32),
+        ("shard_count", c_uint32),
+        ("ignore_target", c_bool),
+        ("progress", ProgressFn),
+        ("progress_user", c_void_p),
+    ]
+
+
+class CheckpointTensorStruct(Structure):
+    """qf_checkpoint_tensor"""
+
+    _fields_ = [
+        ("name", c_char_p),
+        ("dtype", c_char_p),
+        ("reason", c_char_p),
+        ("rows", c_uint64),
+        ("cols", c_uint64),
+        ("bits", c_int),
+        ("group", c_uint64),
+    ]
+
+
 _OUT = POINTER(c_void_p)
 _ERR = POINTER(Error)
 
@@ -234,6 +273,19 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "qf_export": (c_int, [c_void_p, _OUT, _ERR]),
     "qf_report_get": (ReportTotals, [c_void_p]),
     "qf_report_free": (None, [c_void_p]),
+    "qf_commit": (c_int, [c_char_p, c_bool, _OUT, _ERR]),
+    "qf_checkpoint_open": (c_int, [c_char_p, _OUT, _ERR]),
+    "qf_checkpoint_close": (None, [c_void_p]),
+    "qf_checkpoint_options_init_sized": (None, [POINTER(CheckpointOptions), c_size_t]),
+    "qf_checkpoint_plan_create": (c_int, [c_void_p, POINTER(CheckpointOptions), _OUT, _ERR]),
+    "qf_checkpoint_plan_free": (None, [c_void_p]),
+    "qf_checkpoint_plan_tensor_count": (c_size_t, [c_void_p]),
+    "qf_checkpoint_plan_tensor": (CheckpointTensorStruct, [c_void_p, c_size_t]),
+    "qf_checkpoint_plan_output_count": (c_size_t, [c_void_p]),
+    "qf_checkpoint_plan_output": (OutputFileStruct, [c_void_p, c_size_t]),
+    "qf_checkpoint_plan_passed_count": (c_size_t, [c_void_p]),
+    "qf_checkpoint_plan_passed": (c_char_p, [c_void_p, c_size_t]),
+    "qf_checkpoint_export": (c_int, [c_void_p, _OUT, _ERR]),
 }
 
 

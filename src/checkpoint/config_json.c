@@ -131,8 +131,9 @@ static const char *value_end(const char *p)
     int depth = 0;
     bool text = false;
     for (; *p; p++) {
-        if (text) {
-            p += *p == '\\';
+        if (text && *p == '\\' && p[1]) {
+            p++;
+        } else if (text) {
             text = *p != '"';
         } else if (*p == '"') {
             text = true;

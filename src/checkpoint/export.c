@@ -31,7 +31,7 @@ qf_status qf_checkpoint_export(qf_checkpoint_plan *p, qf_report **out, qf_error 
                             .job_count = p->job_count,
                             .sources = p->checkpoint->files,
                             .source_count = p->checkpoint->file_count,
-                            .manifest_name = "quantfold.manifest.json",
+                            .manifest_name = QF_MANIFEST_NAME,
                             .about = about};
     qf_status status = qf_output_run(&what, &how, out, err);
     cJSON_Delete(about);

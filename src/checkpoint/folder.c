@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/folder.h"
 
-#include <cjson/cJSON.h>
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -11,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/spill.h"
+#include "checkpoint/json_text.h"
 
 enum {
     TEXT_MOST = 256 * 1024 * 1024, /* bytes of an index or a config */
@@ -28,6 +28,14 @@ static bool is_other_weight(const char *name)
             return true;
     }
     return qf_ends_with(name, ".index.json");
+}
+
+/* Of which the stage makes slashes, so that such a name would lead out of the target. */
+static bool has_control_character(const char *name)
+{
+    while (*name && (unsigned char)*name >= ' ')
+        name++;
+    return *name != '\0';
 }
 
 /* ---- paths ---- */
@@ -166,7 +174,7 @@ static qf_status pass_over(qf_checkpoint *f, const char *name, qf_error *err)
     return QF_OK;
 }
 
-/* Takes along what is neither weights nor written anew. */
+/* Takes along what is neither weights nor written anew, nor the manifest of what was there. */
 static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_error *err)
 {
     const char **names;
@@ -177,10 +185,10 @@ static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_err
         char *path = path_of(f, names[i]);
         bool there = path && stat(path, &st) == 0;
         free(path);
-        if (strcmp(names[i], QF_CONFIG_NAME) == 0 || !there)
+        if (!there || strcmp(names[i], QF_CONFIG_NAME) == 0 || strcmp(names[i], QF_INDEX_NAME) == 0)
             continue;
         bool plain = S_ISREG(st.st_mode) && strlen(names[i]) < NAME_MAX - 1 &&
-                     !strpbrk(names[i], "\x01\x02");
+                     !has_control_character(names[i]) && strcmp(names[i], QF_MANIFEST_NAME) != 0;
         bool shard = false;
         for (size_t k = 0; k < f->shard_count; k++)
             shard |= strcmp(f->infos[k].name, names[i]) == 0;
@@ -201,7 +209,8 @@ static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_err
 
 static bool is_plain_name(const char *name)
 {
-    return *name && name[0] != '.' && !strchr(name, '/') && qf_ends_with(name, ".safetensors");
+    return *name && name[0] != '.' && !strchr(name, '/') && !has_control_character(name) &&
+           qf_ends_with(name, ".safetensors");
 }
 
 /* The shards that the index names, each once. */
@@ -291,8 +300,7 @@ static qf_status add_unindexed(qf_checkpoint *f, qf_error *err)
     for (size_t i = 0; status == QF_OK && i < count; i++)
         single |= strcmp(names[i], QF_SINGLE_NAME) == 0;
     for (size_t i = 0; status == QF_OK && i < count; i++) {
-        if (single ? strcmp(names[i], QF_SINGLE_NAME) == 0
-                   : qf_ends_with(names[i], ".safetensors")) {
+        if (single ? strcmp(names[i], QF_SINGLE_NAME) == 0 : is_plain_name(names[i])) {
             status = add_file(f, names[i], true, err);
             shards++;
         }
@@ -322,13 +330,15 @@ static qf_status read_shards(qf_checkpoint *f, qf_error *err)
     qf_status status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, err);
     if (status != QF_OK)
         return status;
-    cJSON *index = cJSON_ParseWithLength(text, length);
+    const char *why;
+    cJSON *index = qf_json_object(text, length, &why);
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map");
     qf_spill_free(text);
     if (!cJSON_IsObject(map) || !map->child)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = QF_INDEX_NAME},
                             "the index is not a JSON object with a 'weight_map' of tensors to "
-                            "files");
+                            "files: %s",
+                            why ? why : "'weight_map' is missing or empty");
     if (status == QF_OK)
         status = add_indexed(f, map, err);
     if (status == QF_OK)
@@ -361,10 +371,11 @@ static qf_status read_config(qf_checkpoint *f, qf_error *err)
     qf_status status = qf_folder_text(f, QF_CONFIG_NAME, &f->config, &f->config_length, err);
     if (status != QF_OK)
         return status;
-    cJSON *config = cJSON_ParseWithLength(f->config, f->config_length);
-    if (!cJSON_IsObject(config))
+    const char *why;
+    cJSON *config = qf_json_object(f->config, f->config_length, &why);
+    if (!config)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = QF_CONFIG_NAME},
-                            "it is not a JSON object");
+                            "the configuration cannot be read: %s", why);
     cJSON_Delete(config);
     return status;
 }

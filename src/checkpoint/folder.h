@@ -9,6 +9,7 @@
 #define QF_CONFIG_NAME "config.json"
 #define QF_INDEX_NAME "model.safetensors.index.json"
 #define QF_SINGLE_NAME "model.safetensors"
+#define QF_MANIFEST_NAME "quantfold.manifest.json"
 
 typedef struct qf_folder_file {
     const char *name; /* from the folder on, with '/' */

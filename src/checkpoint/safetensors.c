@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/safetensors.h"
 
-#include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/json.h"
 #include "base/spill.h"
+#include "checkpoint/json_text.h"
 
 static const struct {
     const char *name;
@@ -123,7 +123,10 @@ static qf_status read_offsets(const reader *r, const cJSON *offsets, qf_safetens
 
 static qf_status read_tensor(const reader *r, const cJSON *entry, qf_safetensor *t)
 {
+    enum { MEMBERS_MOST = 16 }; /* the format has three */
     const char *dtype = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(entry, "dtype"));
+    if (cJSON_GetArraySize(entry) > MEMBERS_MOST || qf_json_repeats(entry))
+        return refuse(r, entry->string, "a tensor has a member twice, or too many of them");
     *t = (qf_safetensor){.file = r->number, .name = qf_arena_strdup(r->arena, entry->string)};
     if (!dtype)
         return refuse(r, entry->string, "a tensor has no 'dtype'");
@@ -143,6 +146,8 @@ static qf_status read_metadata(const reader *r, const cJSON *entry, const char *
     const cJSON *item;
     if (!cJSON_IsObject(entry))
         return refuse(r, "__metadata__", "it is not an object");
+    if (*out)
+        return refuse(r, "__metadata__", "it is there twice");
     cJSON_ArrayForEach(item, entry)
     {
         if (!cJSON_IsString(item))
@@ -216,9 +221,9 @@ qf_status qf_safetensors_read(const qf_file *file, int number, qf_arena *arena,
     if (length > file->size - LENGTH_BYTES || length > QF_SAFETENSORS_HEADER_MOST)
         return refuse(&r, NULL, "its length is more than the file has, or than 100,000,000 bytes");
     r.data = LENGTH_BYTES + length;
-    cJSON *header = cJSON_ParseWithLength((const char *)file->data + LENGTH_BYTES, (size_t)length);
-    qf_status status = cJSON_IsObject(header) ? read_entries(&r, header, tensors, metadata)
-                                              : refuse(&r, NULL, "it is not a JSON object");
+    const char *text = (const char *)file->data + LENGTH_BYTES, *why = "it does not begin with '{'";
+    cJSON *header = length && *text == '{' ? qf_json_object(text, (size_t)length, &why) : NULL;
+    qf_status status = header ? read_entries(&r, header, tensors, metadata) : refuse(&r, NULL, why);
     cJSON_Delete(header);
     return status;
 }

@@ -22,6 +22,8 @@ STRUCTS = {
     "qf_skipped_layer": c.SkippedLayerStruct,
     "qf_output_file": c.OutputFileStruct,
     "qf_report_totals": c.ReportTotals,
+    "qf_checkpoint_options": c.CheckpointOptions,
+    "qf_checkpoint_tensor": c.CheckpointTensorStruct,
 }
 # what Python has a way of its own for
 NOT_BOUND = {

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "checkpoint/json_text.h"
+
+#include <string.h>
+
+#include "quant/text_token.h"
+
+/* Whether a string has the character NUL as an escape. */
+static bool has_nul_escape(const char *text, size_t length)
+{
+    for (size_t i = 0; i + 6 <= length; i++) {
+        if (text[i] != '\\')
+            continue;
+        if (memcmp(text + i, "\\u0000", 6) == 0)
+            return true;
+        i++; /* the escaped character, which may be another backslash */
+    }
+    return false;
+}
+
+static bool is_space(const char *at, const char *end)
+{
+    while (at < end && strchr(" \t\r\n", *at))
+        at++;
+    return at == end;
+}
+
+cJSON *qf_json_object(const char *text, size_t length, const char **why)
+{
+    const char *end = text;
+    *why = NULL;
+    if (qf_utf8_prefix(text, length) < length)
+        *why = "it has bytes that are not UTF-8";
+    else if (has_nul_escape(text, length))
+        *why = "a string of it holds the character NUL";
+    if (*why)
+        return NULL;
+    cJSON *root = cJSON_ParseWithLengthOpts(text, length, &end, false);
+    if (!root)
+        *why = "it is not JSON";
+    else if (!is_space(end, text + length))
+        *why = "there is something behind its JSON value";
+    else if (!cJSON_IsObject(root))
+        *why = "it is not a JSON object";
+    if (!*why)
+        return root;
+    cJSON_Delete(root);
+    return NULL;
+}
+
+bool qf_json_repeats(const cJSON *object)
+{
+    for (const cJSON *a = object->child; a; a = a->next) {
+        for (const cJSON *b = a->next; b; b = b->next) {
+            if (strcmp(a->string, b->string) == 0)
+                return true;
+        }
+    }
+    return false;
+}
