@@ -218,7 +218,8 @@ bool cli_progress_step(uint64_t done, uint64_t total, const char *tensor, void *
     if (p->form == CLI_FORM_EVENTS && !p->begun)
         print_start(p, total);
     p->begun = true;
-    bool due = p->form != CLI_FORM_NONE && t >= p->next && done < total;
+    /* before anything is done there is no rate, and so no time to tell */
+    bool due = p->form != CLI_FORM_NONE && t >= p->next && done > 0 && done < total;
     if (due) {
         if (p->form == CLI_FORM_BAR)
             draw(p, done, total, tensor);
