@@ -26,8 +26,8 @@ step "build with gcc, with benchmarks"
 configure build -Dbench=true
 ninja -C build --quiet
 
-step "build with clang"
-CC=clang CXX=clang++ configure build-clang -Dbench=false
+step "build with clang, with MPI"
+CC=clang CXX=clang++ configure build-clang -Dbench=false -Dmpi=enabled
 ninja -C build-clang --quiet
 
 step "build with AddressSanitizer and UBSan"
@@ -52,6 +52,11 @@ tests/install/run.sh build
 
 step "golden, conformance, fault and Python tests: release build"
 "$python" -m pytest tests --ignore tests/large --ignore tests/hpc -q -p no:cacheprovider
+
+step "ranks of MPI (the rest of tests/hpc has a suite of its own)"
+hpc=tests/hpc/test_hpc.py
+QUANTFOLD_BIN=build-clang/quantfold "$python" -m pytest "$hpc::test_ranks" "$hpc::test_killed_rank[3]" \
+  "$hpc::test_ranks_of_a_checkpoint" "$hpc::test_killed_rank_of_a_checkpoint[4]" -q -p no:cacheprovider
 
 step "golden, conformance and fault tests: sanitizers"
 # the Python package loads the library, which a sanitizer does not allow

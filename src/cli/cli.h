@@ -16,6 +16,7 @@ int cmd_inspect(int argc, char **argv);
 int cmd_record(int argc, char **argv);
 int cmd_commit(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
+int cmd_batch(int argc, char **argv);
 
 /* Options that several subcommands take. */
 typedef struct cli_inputs {
@@ -43,6 +44,9 @@ void cli_close(cli_opened *opened);
 int cli_exit_code(qf_status status);
 /* Prints to stderr, control characters made visible: names come from files. */
 void cli_print_error(const qf_error *err);
+/* The text of a finding, without a line's end; as a line on stderr. */
+void cli_put_finding(FILE *out, const qf_diagnostic *finding);
+void cli_print_finding(const qf_diagnostic *finding);
 /* `quiet` leaves warnings out. */
 void cli_print_diagnostics(const qf_diagnostics *list, bool quiet);
 /* "prefix: message" with a hint at --help; returns EXIT_USAGE. */
@@ -60,8 +64,8 @@ void cli_put_text(FILE *out, const char *text);
 const char *cli_bytes(uint64_t bytes, char buffer[32]);
 /* A size in bytes, with K, M, G or T for powers of 1024; false after a message. */
 bool cli_read_size(const char *option, const char *text, uint64_t *out);
-/* The words of --progress and --io, in the order of the enums. */
-extern const char *const cli_whens[], *const cli_ios[];
+/* The words of --progress, --external and --io, in the order of the enums. */
+extern const char *const cli_whens[], *const cli_externals[], *const cli_ios[];
 /* How a run went, and what is to be done when it was a shard: `option` and `target` of commit. */
 void cli_print_totals(qf_report_totals totals, uint32_t shard, uint32_t shard_count,
                       const char *option, const char *target);
@@ -90,6 +94,8 @@ typedef struct cli_progress {
     bool begun, shown;
     double measured, rate; /* when, and bytes a second */
     uint64_t done, total;
+    const char *job; /* of a batch: its name, and which it is of how many; NULL: no batch */
+    size_t number, count;
 } cli_progress;
 
 /* AUTO: a bar on a terminal, else a line now and then. ALWAYS: lines come faster. */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/cli.h"
+#include "cli/door.h"
+#include "cli/ranks.h"
 
 static const char help[] =
     "usage: quantfold checkpoint --model DIR --out DIR --scheme SCHEME [OPTIONS]\n\n"
@@ -37,137 +37,6 @@ static const char help[] =
     "  --json                  the result as JSON on standard output\n"
     "  -v, --verbose           list every weight     -q, --quiet   no summary\n";
 
-typedef struct arguments {
-    const char *model, *record;
-    qf_checkpoint_options options;
-    cli_when progress;
-    bool dry_run, json, verbose, quiet;
-} arguments;
-
-static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
-                                             {"out", required_argument, NULL, 'o'},
-                                             {"scheme", required_argument, NULL, 's'},
-                                             {"include", required_argument, NULL, 'i'},
-                                             {"exclude", required_argument, NULL, 'x'},
-                                             {"scales", required_argument, NULL, 'S'},
-                                             {"record", required_argument, NULL, 'r'},
-                                             {"max-shard-size", required_argument, NULL, 'X'},
-                                             {"threads", required_argument, NULL, 't'},
-                                             {"io", required_argument, NULL, 'I'},
-                                             {"fsync", no_argument, NULL, 'f'},
-                                             {"no-fsync", no_argument, NULL, 'F'},
-                                             {"memory-limit", required_argument, NULL, 'M'},
-                                             {"manifest", no_argument, NULL, 'A'},
-                                             {"resume", no_argument, NULL, 'R'},
-                                             {"shard", required_argument, NULL, 'H'},
-                                             {"progress", required_argument, NULL, 'p'},
-                                             {"dry-run", no_argument, NULL, 'n'},
-                                             {"json", no_argument, NULL, 'j'},
-                                             {"verbose", no_argument, NULL, 'v'},
-                                             {"quiet", no_argument, NULL, 'q'},
-                                             {"help", no_argument, NULL, 'h'},
-                                             {0}};
-
-static bool set_flag(arguments *a, int option)
-{
-    bool *flags[] = {['f'] = NULL,
-                     ['F'] = &a->options.no_sync,
-                     ['A'] = &a->options.manifest,
-                     ['R'] = &a->options.resume,
-                     ['n'] = &a->dry_run,
-                     ['j'] = &a->json,
-                     ['v'] = &a->verbose,
-                     ['q'] = &a->quiet};
-    if (option == 'f')
-        a->options.no_sync = false;
-    else
-        *flags[option] = true;
-    return true;
-}
-
-static bool set_option(arguments *a, int option, const char *value)
-{
-    uint64_t n;
-    int i;
-    switch (option) {
-    case 'm':
-        a->model = value;
-        return true;
-    case 'o':
-        a->options.out = value;
-        return true;
-    case 's':
-        a->options.scheme = value;
-        return true;
-    case 'i':
-        a->options.include = value;
-        return true;
-    case 'x':
-        a->options.exclude = value;
-        return true;
-    case 'S':
-        a->options.scales = value;
-        return true;
-    case 'r':
-        a->record = value;
-        return true;
-    case 'X':
-        return cli_read_size("max-shard-size", value, &a->options.max_shard_bytes);
-    case 'M':
-        return cli_read_size("memory-limit", value, &a->options.memory_limit);
-    case 't':
-        if (!cli_read_number("threads", value, 1024, &n))
-            return false;
-        a->options.threads = (int)n;
-        return true;
-    case 'I':
-        i = cli_choose("io", value, cli_ios);
-        a->options.io = (qf_io)i;
-        return i >= 0;
-    case 'H':
-        return cli_read_shard(value, &a->options.shard, &a->options.shard_count);
-    case 'p':
-        i = cli_choose("progress", value, cli_whens);
-        a->progress = (cli_when)i;
-        return i >= 0;
-    default:
-        return set_flag(a, option);
-    }
-}
-
-/* `--scales record` is the file of --record. */
-static int resolve_scales(arguments *a)
-{
-    bool named = a->options.scales && strcmp(a->options.scales, "record") == 0;
-    if (named != (a->record != NULL))
-        return cli_usage_error("checkpoint", "--scales record and --record FILE go together");
-    if (named)
-        a->options.scales = a->record;
-    return -1;
-}
-
-/* -1: go on; else an exit code. */
-static int read_arguments(int argc, char **argv, arguments *a)
-{
-    *a = (arguments){0};
-    qf_checkpoint_options_init(&a->options);
-    for (int c; (c = getopt_long(argc, argv, "vqh", long_options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(help, stdout);
-            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
-        }
-        if (c == '?')
-            return cli_usage_error("checkpoint", "the command line cannot be understood");
-        if (!set_option(a, c, optarg))
-            return EXIT_USAGE;
-    }
-    if (optind != argc)
-        return cli_usage_error("checkpoint", "unexpected word '%s'", argv[optind]);
-    if (!a->model || !a->options.out || !a->options.scheme)
-        return cli_usage_error("checkpoint", "--model, --out and --scheme are needed");
-    return resolve_scales(a);
-}
-
 /* ---- results ---- */
 
 typedef struct counts {
@@ -197,16 +66,16 @@ static void print_tensor(const qf_checkpoint_tensor *t)
     putchar('\n');
 }
 
-static void print_tensors(const arguments *a, const qf_checkpoint_plan *plan)
+static void print_tensors(const cli_checkpoint *a, const qf_checkpoint_plan *plan)
 {
     enum { SHOWN = 3 };
     size_t left = 0, all = count_tensors(plan).left;
     for (size_t i = 0; i < qf_checkpoint_plan_tensor_count(plan); i++) {
         qf_checkpoint_tensor t = qf_checkpoint_plan_tensor(plan, i);
-        if (a->verbose ? t.reason != NULL : t.reason && !t.bits && left++ < SHOWN)
+        if (a->manner.verbose ? t.reason != NULL : t.reason && !t.bits && left++ < SHOWN)
             print_tensor(&t);
     }
-    if (!a->verbose && all > SHOWN)
+    if (!a->manner.verbose && all > SHOWN)
         printf("  ... and %zu more that stay float; -v lists all\n", all - SHOWN);
 }
 
@@ -230,25 +99,26 @@ static void print_files(const qf_checkpoint_plan *plan)
     }
 }
 
-static void print_summary(const arguments *a, const qf_checkpoint_plan *plan,
-                          const qf_report *report)
+static void print_summary(const cli_checkpoint *a, const qf_checkpoint_plan *plan,
+                          const qf_report_totals *totals)
 {
     counts n = count_tensors(plan);
-    printf("%s %zu of %zu weight matrices (%s)\n", report ? "quantized" : "would quantize",
+    printf("%s %zu of %zu weight matrices (%s)\n", totals ? "quantized" : "would quantize",
            n.quantized, n.quantized + n.left, a->options.scheme);
     print_tensors(a, plan);
-    printf("%s\n", report ? "wrote" : "would write");
+    printf("%s\n", totals ? "wrote" : "would write");
     print_files(plan);
-    if (report)
-        cli_print_totals(qf_report_get(report), a->options.shard, a->options.shard_count, "--out",
+    if (totals)
+        cli_print_totals(*totals, a->options.shard, a->options.shard_count, "--out",
                          a->options.out);
 }
 
-static int print_json(const qf_checkpoint_plan *plan, const qf_report *report, const qf_error *err)
+static int print_json(const qf_checkpoint_plan *plan, const qf_report_totals *totals,
+                      const qf_error *err, int code)
 {
     cJSON *root = cJSON_CreateObject();
-    cJSON_AddBoolToObject(root, "ok", err == NULL);
-    cJSON_AddBoolToObject(root, "written", report != NULL);
+    cJSON_AddBoolToObject(root, "ok", code == EXIT_DONE);
+    cJSON_AddBoolToObject(root, "written", totals != NULL);
     if (err)
         cli_json_text(root, "error", err->message);
     cJSON *tensors = plan ? cJSON_AddArrayToObject(root, "tensors") : NULL;
@@ -274,54 +144,88 @@ static int print_json(const qf_checkpoint_plan *plan, const qf_report *report, c
         cJSON_AddNumberToObject(item, "bytes", (double)f.bytes);
         cJSON_AddItemToArray(files, item);
     }
-    if (report)
-        cli_json_totals(root, qf_report_get(report));
+    if (totals)
+        cli_json_totals(root, *totals);
     return cli_print_json(root);
 }
 
 /* ---- the command ---- */
 
-static qf_status plan_and_write(arguments *a, qf_checkpoint **checkpoint, qf_checkpoint_plan **plan,
-                                qf_report **report, qf_error *err)
+/* As in cmd_export.c. */
+static void say_error(const cli_checkpoint_run *run, int *code)
 {
-    qf_status status = qf_checkpoint_open(a->model, checkpoint, err);
-    if (status == QF_OK)
-        status = qf_checkpoint_plan_create(*checkpoint, &a->options, plan, err);
-    if (status != QF_OK || a->dry_run)
-        return status;
-    status = qf_checkpoint_export(*plan, report, err);
-    cli_progress_end(a->options.progress_user, status);
-    return status;
+    int first = cli_ranks_first(*code);
+    if (*code && (cli_ranks_rank() == 0 || !first))
+        cli_print_error(&run->err);
+    *code = first ? first : cli_ranks_worst(*code);
+}
+
+/* A folder as a save path: with nothing behind its last slash. */
+static int finish(qf_status status, cli_checkpoint *a, const qf_report *report,
+                  qf_report_totals *totals)
+{
+    size_t n = strlen(a->options.out) + 2;
+    char *path = malloc(n);
+    if (!path) { /* the others wait for this one */
+        cli_ranks_abort(EXIT_SYSTEM);
+        return EXIT_SYSTEM;
+    }
+    snprintf(path, n, "%s/", a->options.out);
+    int code = cli_ranks_finish(status, path, a->options.no_sync, report, totals);
+    free(path);
+    return code;
+}
+
+static int run(cli_checkpoint *a)
+{
+    cli_checkpoint_run r;
+    cli_progress progress;
+    cli_progress_init(&progress, a->manner.quiet ? CLI_NEVER : a->manner.progress);
+    a->options.progress = cli_progress_step;
+    a->options.progress_user = &progress;
+    qf_report_totals totals, *written = NULL;
+    qf_status status = cli_checkpoint_prepare(a, &r);
+    int code = cli_exit_code(status);
+    say_error(&r, &code);
+    if (code == EXIT_DONE && !a->manner.dry_run) {
+        status = cli_checkpoint_write(a, &r);
+        if (status != QF_OK)
+            cli_print_error(&r.err);
+        code = finish(status, a, r.report, &totals);
+        written = code == EXIT_DONE ? &totals : NULL;
+    }
+    if (cli_ranks_size() > 1)
+        a->options.shard_count = 0; /* it is whole now */
+    if (cli_ranks_rank() == 0) {
+        int printed = EXIT_DONE;
+        if (a->manner.json)
+            printed = print_json(r.plan, written, status == QF_OK ? NULL : &r.err, code);
+        else if (code == EXIT_DONE && !a->manner.quiet) {
+            print_summary(a, r.plan, written);
+            printed = cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
+        }
+        code = code ? code : printed;
+    }
+    cli_checkpoint_release(&r);
+    return code;
 }
 
 int cmd_checkpoint(int argc, char **argv)
 {
-    arguments a;
-    qf_checkpoint *checkpoint = NULL;
-    qf_checkpoint_plan *plan = NULL;
-    qf_report *report = NULL;
-    cli_progress progress;
-    qf_error err;
-    int code = read_arguments(argc, argv, &a);
+    cli_checkpoint a;
+    cli_checkpoint_init(&a);
+    int code = cli_read_options("checkpoint", help, cli_checkpoint_table, &a, argc, argv, NULL);
     if (code >= 0)
         return code;
+    if (!a.model || !a.options.out || !a.options.scheme)
+        return cli_usage_error("checkpoint", "--model, --out and --scheme are needed");
+    const char *wrong = cli_checkpoint_resolve(&a);
+    if (wrong)
+        return cli_usage_error("checkpoint", "%s", wrong);
     cli_catch_signals();
-    cli_progress_init(&progress, a.quiet ? CLI_NEVER : a.progress);
-    a.options.progress = cli_progress_step;
-    a.options.progress_user = &progress;
-    qf_status status = plan_and_write(&a, &checkpoint, &plan, &report, &err);
-    code = cli_exit_code(status);
-    if (status != QF_OK)
-        cli_print_error(&err);
-    if (a.json) {
-        int printed = print_json(plan, report, status == QF_OK ? NULL : &err);
-        code = code ? code : printed;
-    } else if (status == QF_OK && !a.quiet) {
-        print_summary(&a, plan, report);
-        code = cli_flush() ? code : EXIT_SYSTEM;
-    }
-    qf_report_free(report);
-    qf_checkpoint_plan_free(plan);
-    qf_checkpoint_close(checkpoint);
+    bool joined =
+        cli_ranks_join(&argc, &argv, &a.options.shard, &a.options.shard_count, &a.manner.progress);
+    code = joined ? run(&a) : EXIT_USAGE;
+    cli_ranks_end();
     return code;
 }

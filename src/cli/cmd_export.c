@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/cli.h"
+#include "cli/door.h"
+#include "cli/ranks.h"
 
 static const char help[] =
     "usage: quantfold export --model M.onnx [--record R.txt] --save-path OUT/PREFIX [OPTIONS]\n\n"
@@ -48,267 +48,6 @@ static const char help[] =
     "  --dry-run               validate and print the plan; write nothing\n"
     "  --json                  the result as JSON on standard output\n"
     "  -v, --verbose           list every layer      -q, --quiet   no warnings, no summary\n";
-
-typedef struct arguments {
-    cli_inputs inputs;
-    qf_export_options options;
-    char *input_names, *output_names; /* split in place */
-    const char *dynamic_axes;
-    cli_when progress;
-    bool dry_run, json, verbose, quiet;
-} arguments;
-
-/* ---- reading the command line ---- */
-
-static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
-                                             {"config", required_argument, NULL, 'c'},
-                                             {"record", required_argument, NULL, 'r'},
-                                             {"save-path", required_argument, NULL, 's'},
-                                             {"input-names", required_argument, NULL, 'i'},
-                                             {"output-names", required_argument, NULL, 'o'},
-                                             {"dynamic-axes", required_argument, NULL, 'd'},
-                                             {"from", required_argument, NULL, 'S'},
-                                             {"on-unsupported", required_argument, NULL, 'u'},
-                                             {"free-qdq", required_argument, NULL, 'Q'},
-                                             {"emit", required_argument, NULL, 'e'},
-                                             {"external", required_argument, NULL, 'x'},
-                                             {"external-threshold", required_argument, NULL, 'X'},
-                                             {"external-layout", required_argument, NULL, 'L'},
-                                             {"fake-quant-weights", required_argument, NULL, 'w'},
-                                             {"weight-only", required_argument, NULL, 'W'},
-                                             {"include", required_argument, NULL, '+'},
-                                             {"exclude", required_argument, NULL, '-'},
-                                             {"dedup", no_argument, NULL, 'D'},
-                                             {"threads", required_argument, NULL, 't'},
-                                             {"io", required_argument, NULL, 'I'},
-                                             {"fsync", no_argument, NULL, 'f'},
-                                             {"no-fsync", no_argument, NULL, 'F'},
-                                             {"memory-limit", required_argument, NULL, 'M'},
-                                             {"manifest", no_argument, NULL, 'A'},
-                                             {"resume", no_argument, NULL, 'R'},
-                                             {"shard", required_argument, NULL, 'H'},
-                                             {"progress", required_argument, NULL, 'p'},
-                                             {"dry-run", no_argument, NULL, 'n'},
-                                             {"json", no_argument, NULL, 'j'},
-                                             {"verbose", no_argument, NULL, 'v'},
-                                             {"quiet", no_argument, NULL, 'q'},
-                                             {"help", no_argument, NULL, 'h'},
-                                             {0}};
-
-static bool set_choice(arguments *a, int option, const char *word)
-{
-    static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
-    static const char *const layouts[] = {"per-tensor", "single", NULL};
-    static const char *const forms[] = {"float", "int8", "shared", NULL};
-    static const char *const pairs[] = {"keep", "drop", NULL};
-    int i;
-    switch (option) {
-    case 'S':
-        i = cli_choose("from", word, cli_sources);
-        a->options.source = (qf_source)i;
-        break;
-    case 'u':
-        i = cli_choose("on-unsupported", word, cli_on_unsupported);
-        a->options.on_unsupported = (qf_on_unsupported)i;
-        break;
-    case 'Q':
-        i = cli_choose("free-qdq", word, pairs);
-        a->options.free_qdq = (qf_free_qdq)i;
-        break;
-    case 'w':
-        i = cli_choose("fake-quant-weights", word, forms);
-        a->options.fake_quant_weights = (qf_fake_quant_weights)i;
-        break;
-    case 'e':
-        i = cli_choose("emit", word, emits);
-        a->options.emit = (qf_emit)i;
-        break;
-    case 'x':
-        i = cli_choose("external", word, cli_whens);
-        a->options.external = (qf_external)i;
-        break;
-    case 'L':
-        i = cli_choose("external-layout", word, layouts);
-        a->options.external_layout = (qf_external_layout)i;
-        break;
-    case 'I':
-        i = cli_choose("io", word, cli_ios);
-        a->options.io = (qf_io)i;
-        break;
-    default:
-        i = cli_choose("progress", word, cli_whens);
-        a->progress = (cli_when)i;
-    }
-    return i >= 0;
-}
-
-static bool set_number(arguments *a, int option, const char *word)
-{
-    uint64_t n;
-    if (option == 'M')
-        return cli_read_size("memory-limit", word, &a->options.memory_limit);
-    if (option == 'X')
-        return cli_read_number("external-threshold", word, INT64_MAX,
-                               &a->options.external_threshold);
-    if (!cli_read_number("threads", word, 1024, &n))
-        return false;
-    a->options.threads = (int)n;
-    return true;
-}
-
-static bool set_option(arguments *a, int option, char *value)
-{
-    switch (option) {
-    case 'm':
-        a->inputs.model = value;
-        return true;
-    case 'c':
-        a->inputs.config = value;
-        return true;
-    case 'r':
-        a->inputs.record = value;
-        return true;
-    case 's':
-        a->options.save_path = value;
-        return true;
-    case 'i':
-        a->input_names = value;
-        return true;
-    case 'o':
-        a->output_names = value;
-        return true;
-    case 'd':
-        a->dynamic_axes = value;
-        return true;
-    case 'W':
-        a->options.weight_only = value;
-        return true;
-    case '+':
-        a->options.include = value;
-        return true;
-    case '-':
-        a->options.exclude = value;
-        return true;
-    case 'D':
-        a->options.dedup = true;
-        return true;
-    case 'n':
-        a->dry_run = true;
-        return true;
-    case 'j':
-        a->json = true;
-        return true;
-    case 'v':
-        a->verbose = true;
-        return true;
-    case 'q':
-        a->quiet = true;
-        return true;
-    case 'f':
-        a->options.no_sync = false;
-        return true;
-    case 'F':
-        a->options.no_sync = true;
-        return true;
-    case 'A':
-        a->options.manifest = true;
-        return true;
-    case 'R':
-        a->options.resume = true;
-        return true;
-    case 'H':
-        return cli_read_shard(value, &a->options.shard, &a->options.shard_count);
-    case 'X':
-    case 't':
-    case 'M':
-        return set_number(a, option, value);
-    default:
-        return set_choice(a, option, value);
-    }
-}
-
-/* -1: go on; else an exit code. */
-static int read_arguments(int argc, char **argv, arguments *a)
-{
-    *a = (arguments){0};
-    qf_export_options_init(&a->options);
-    for (int c; (c = getopt_long(argc, argv, "vqh", long_options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(help, stdout);
-            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
-        }
-        if (c == '?')
-            return cli_usage_error("export", "the command line cannot be understood");
-        if (!set_option(a, c, optarg))
-            return EXIT_USAGE;
-    }
-    if (optind != argc)
-        return cli_usage_error("export", "unexpected word '%s'", argv[optind]);
-    if (!a->inputs.model || !a->options.save_path)
-        return cli_usage_error("export", "--model and --save-path are needed");
-    return -1;
-}
-
-/* ---- names and axes ---- */
-
-/* Splits at commas, in place. *names is malloc'ed. */
-static bool split_names(char *text, const char ***names, size_t *count)
-{
-    *names = NULL;
-    *count = 0;
-    if (!text)
-        return true;
-    size_t n = 1;
-    for (const char *p = text; *p; p++)
-        n += *p == ',';
-    *names = malloc(n * sizeof **names);
-    if (!*names)
-        return false;
-    for (char *part = text; part;) {
-        char *comma = strchr(part, ',');
-        if (comma)
-            *comma = '\0';
-        (*names)[(*count)++] = part;
-        part = comma ? comma + 1 : NULL;
-    }
-    return true;
-}
-
-static char *read_file(const char *path)
-{
-    enum { MAX = 1 << 20 };
-    FILE *f = fopen(path, "rb");
-    char *text = f ? malloc(MAX + 1) : NULL;
-    size_t n = text ? fread(text, 1, MAX + 1, f) : 0;
-    bool good = text && !ferror(f) && n <= MAX;
-    if (f)
-        fclose(f);
-    if (!good) {
-        free(text);
-        return NULL;
-    }
-    text[n] = '\0';
-    return text;
-}
-
-static qf_status read_axes(const char *argument, qf_dynamic_axis **axes, size_t *count)
-{
-    qf_error err;
-    *axes = NULL;
-    *count = 0;
-    if (!argument)
-        return QF_OK;
-    char *file = NULL;
-    if (argument[0] == '@' && !(file = read_file(argument + 1))) {
-        fprintf(stderr, "quantfold: error: %s: cannot read the dynamic axes\n", argument + 1);
-        return QF_ERR_INPUT;
-    }
-    qf_status status = qf_dynamic_axes_parse(file ? file : argument, axes, count, &err);
-    if (status != QF_OK)
-        cli_print_error(&err);
-    free(file);
-    return status;
-}
 
 /* ---- results ---- */
 
@@ -380,23 +119,23 @@ static void print_outputs(const qf_plan *plan)
         printf("  and %zu .external files beside them\n", count - models);
 }
 
-static void print_summary(const arguments *a, const qf_plan *plan, const qf_report *report)
+static void print_summary(const cli_export *a, const qf_plan *plan, const qf_report_totals *totals)
 {
     char saved[32];
-    printf("%s %zu of %zu layers\n", report ? "quantized" : "would quantize",
+    printf("%s %zu of %zu layers\n", totals ? "quantized" : "would quantize",
            qf_plan_layer_count(plan), qf_plan_layer_count(plan) + qf_plan_skipped_count(plan));
-    if (a->verbose)
+    if (a->manner.verbose)
         print_layers(plan);
     else
         print_skipped(plan);
-    printf("%s\n", report ? "wrote" : "would write");
+    printf("%s\n", totals ? "wrote" : "would write");
     print_outputs(plan);
     if (qf_plan_bytes_saved(plan))
         printf("saved %s by writing equal tensors once\n",
                cli_bytes(qf_plan_bytes_saved(plan), saved));
-    if (!report)
+    if (!totals)
         return;
-    cli_print_totals(qf_report_get(report), a->options.shard, a->options.shard_count, "--save-path",
+    cli_print_totals(*totals, a->options.shard, a->options.shard_count, "--save-path",
                      a->options.save_path);
 }
 
@@ -422,12 +161,12 @@ static cJSON *layers_json(const qf_plan *plan)
     return array;
 }
 
-static int print_result_json(const qf_plan *plan, const qf_report *report, qf_status status,
+static int print_result_json(const qf_plan *plan, const qf_report_totals *totals, int code,
                              const qf_diagnostics *diagnostics)
 {
     cJSON *root = cJSON_CreateObject();
-    cJSON_AddBoolToObject(root, "ok", status == QF_OK);
-    cJSON_AddBoolToObject(root, "written", report != NULL);
+    cJSON_AddBoolToObject(root, "ok", code == EXIT_DONE);
+    cJSON_AddBoolToObject(root, "written", totals != NULL);
     cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));
     if (plan) {
         cJSON *skipped = cJSON_CreateArray(), *files = cJSON_CreateArray();
@@ -451,88 +190,75 @@ static int print_result_json(const qf_plan *plan, const qf_report *report, qf_st
         cJSON_AddItemToObject(root, "files", files);
         cJSON_AddNumberToObject(root, "bytes_saved", (double)qf_plan_bytes_saved(plan));
     }
-    if (report)
-        cli_json_totals(root, qf_report_get(report));
+    if (totals)
+        cli_json_totals(root, *totals);
     return cli_print_json(root);
 }
 
 /* ---- the command ---- */
 
-static qf_status plan_and_export(arguments *a, const qf_io_spec *io, const cli_opened *opened,
-                                 qf_diagnostics *list, qf_plan **plan, qf_report **report)
+/* Of ranks, the first speaks for all in what all find alike; *code becomes the same for all. */
+static void say_findings(const cli_export *a, const cli_export_run *run, int *code)
 {
-    qf_error err;
-    qf_status status = cli_plan(opened, io, &a->options, list, plan);
-    cli_print_diagnostics(list, a->quiet);
-    if (status != QF_OK || qf_diagnostics_errors(list))
-        return status;
-    if (cli_interrupted()) {
-        status = QF_ERR_CANCELLED;
-        snprintf(err.message, sizeof err.message, "interrupted");
-    } else if (!a->dry_run) {
-        status = qf_export(*plan, report, &err);
-        cli_progress_end(a->options.progress_user, status);
-    }
-    if (status != QF_OK) {
-        qf_diagnostics_add_error(list, &err);
-        cli_print_error(&err);
-    }
-    return status;
+    int first = cli_ranks_first(*code);
+    bool leader = cli_ranks_rank() == 0;
+    if (run->list && (leader || !first))
+        cli_print_diagnostics(run->list, a->manner.quiet || !leader);
+    *code = first ? first : cli_ranks_worst(*code);
 }
 
-static int run(arguments *a, const qf_io_spec *io)
+static int run(cli_export *a)
 {
-    cli_opened opened;
-    qf_plan *plan = NULL;
-    qf_report *report = NULL;
+    cli_export_run r;
     cli_progress progress;
-    qf_diagnostics *list = qf_diagnostics_create();
-    if (!list)
-        return EXIT_SYSTEM;
-    cli_progress_init(&progress, a->quiet ? CLI_NEVER : a->progress);
+    cli_progress_init(&progress, a->manner.quiet ? CLI_NEVER : a->manner.progress);
     a->options.progress = cli_progress_step;
     a->options.progress_user = &progress;
 
-    qf_status status = cli_open(&a->inputs, &opened, list);
-    qf_status done = plan_and_export(a, io, &opened, list, &plan, &report);
-    status = status == QF_OK ? done : status;
+    qf_report_totals totals, *written = NULL;
+    qf_status status = cli_export_prepare(a, &r);
     int code = cli_exit_code(status);
-    if (a->json) {
-        int printed = print_result_json(plan, report, status, list);
-        code = code ? code : printed;
-    } else if (status == QF_OK && !a->quiet) {
-        print_summary(a, plan, report);
-        code = cli_flush() ? code : EXIT_SYSTEM;
+    say_findings(a, &r, &code);
+    if (code == EXIT_DONE && !a->manner.dry_run) {
+        size_t known = qf_diagnostics_count(r.list);
+        status = cli_export_write(a, &r);
+        if (qf_diagnostics_count(r.list) > known) {
+            qf_diagnostic d = qf_diagnostics_at(r.list, known);
+            cli_print_finding(&d);
+        }
+        code =
+            cli_ranks_finish(status, a->options.save_path, a->options.no_sync, r.report, &totals);
+        written = code == EXIT_DONE ? &totals : NULL;
     }
-    qf_report_free(report);
-    qf_plan_free(plan);
-    cli_close(&opened);
-    qf_diagnostics_free(list);
+    if (cli_ranks_size() > 1)
+        a->options.shard_count = 0; /* it is whole now */
+    if (cli_ranks_rank() == 0 && r.list) {
+        int printed = EXIT_DONE;
+        if (a->manner.json)
+            printed = print_result_json(r.plan, written, code, r.list);
+        else if (code == EXIT_DONE && !a->manner.quiet) {
+            print_summary(a, r.plan, written);
+            printed = cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
+        }
+        code = code ? code : printed;
+    }
+    cli_export_release(&r);
     return code;
 }
 
 int cmd_export(int argc, char **argv)
 {
-    arguments a;
-    int code = read_arguments(argc, argv, &a);
+    cli_export a;
+    cli_export_init(&a);
+    int code = cli_read_options("export", help, cli_export_table, &a, argc, argv, NULL);
     if (code >= 0)
         return code;
-    const char **inputs, **outputs = NULL;
-    qf_dynamic_axis *axes = NULL;
-    qf_io_spec io = {0};
+    if (!a.inputs.model || !a.options.save_path)
+        return cli_usage_error("export", "--model and --save-path are needed");
     cli_catch_signals();
-    if (!split_names(a.input_names, &inputs, &io.input_name_count) ||
-        !split_names(a.output_names, &outputs, &io.output_name_count)) {
-        free(inputs);
-        return EXIT_SYSTEM;
-    }
-    io.input_names = inputs;
-    io.output_names = outputs;
-    qf_status status = read_axes(a.dynamic_axes, &axes, &io.dynamic_axis_count);
-    io.dynamic_axes = axes;
-    code = status == QF_OK ? run(&a, &io) : cli_exit_code(status);
-    free(inputs);
-    free(outputs);
-    free(axes);
+    bool joined =
+        cli_ranks_join(&argc, &argv, &a.options.shard, &a.options.shard_count, &a.manner.progress);
+    code = joined ? run(&a) : EXIT_USAGE;
+    cli_ranks_end();
     return code;
 }

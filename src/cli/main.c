@@ -11,6 +11,7 @@ static const struct {
 } commands[] = {
     {"export", cmd_export, "write the deploy and fake_quant models"},
     {"checkpoint", cmd_checkpoint, "quantize the weights of a safetensors checkpoint"},
+    {"batch", cmd_batch, "run many exports, one after another"},
     {"commit", cmd_commit, "put in place what the shards of an export have written"},
     {"check", cmd_check, "validate model, config and record; report everything that is wrong"},
     {"record", cmd_record,

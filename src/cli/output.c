@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "cli/cli.h"
+#include "cli/ranks.h"
 
 int cli_exit_code(qf_status status)
 {
@@ -39,25 +40,31 @@ void cli_put_text(FILE *out, const char *text)
 
 void cli_print_error(const qf_error *err)
 {
-    fputs("quantfold: error: ", stderr);
+    fprintf(stderr, "quantfold: %serror: ", cli_ranks_prefix());
     cli_put_text(stderr, err->message);
     fputc('\n', stderr);
 }
 
-static void print_finding(const qf_diagnostic *d)
+void cli_put_finding(FILE *out, const qf_diagnostic *d)
 {
-    fprintf(stderr, "quantfold: %s: ", d->severity == QF_ERROR ? "error" : "warning");
     if (*d->file) {
-        cli_put_text(stderr, d->file);
+        cli_put_text(out, d->file);
         if (d->line)
-            fprintf(stderr, ":%u:%u", d->line, d->column);
-        fputs(": ", stderr);
+            fprintf(out, ":%u:%u", d->line, d->column);
+        fputs(": ", out);
     }
     if (*d->item) {
-        cli_put_text(stderr, d->item);
-        fputs(": ", stderr);
+        cli_put_text(out, d->item);
+        fputs(": ", out);
     }
-    cli_put_text(stderr, d->message);
+    cli_put_text(out, d->message);
+}
+
+void cli_print_finding(const qf_diagnostic *d)
+{
+    fprintf(stderr, "quantfold: %s%s: ", cli_ranks_prefix(),
+            d->severity == QF_ERROR ? "error" : "warning");
+    cli_put_finding(stderr, d);
     fputc('\n', stderr);
 }
 
@@ -67,7 +74,7 @@ void cli_print_diagnostics(const qf_diagnostics *list, bool quiet)
     for (size_t i = 0; i < qf_diagnostics_count(list); i++) {
         qf_diagnostic d = qf_diagnostics_at(list, i);
         if (d.severity == QF_ERROR || !quiet)
-            print_finding(&d);
+            cli_print_finding(&d);
         errors += d.severity == QF_ERROR;
     }
     if (qf_diagnostics_errors(list) > errors)
@@ -201,30 +208,3 @@ void cli_close(cli_opened *opened)
 
 const char *const cli_on_unsupported[] = {"error", "float", NULL};
 const char *const cli_sources[] = {"auto", "float", "qdq", NULL};
-
-int cli_choose(const char *option, const char *word, const char *const *words)
-{
-    for (int i = 0; words[i]; i++) {
-        if (strcmp(word, words[i]) == 0)
-            return i;
-    }
-    fprintf(stderr, "quantfold: --%s takes", option);
-    for (int i = 0; words[i]; i++)
-        fprintf(stderr, "%s %s", i ? "," : "", words[i]);
-    fprintf(stderr, ", not '%s'\n", word);
-    return -1;
-}
-
-bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_t *out)
-{
-    char *end;
-    unsigned long long v = strtoull(text, &end, 10);
-    if (!*text || *end || strspn(text, "0123456789") != strlen(text) || strlen(text) > 19 ||
-        v > max) {
-        fprintf(stderr, "quantfold: --%s takes a whole number up to %llu, not '%s'\n", option,
-                (unsigned long long)max, text);
-        return false;
-    }
-    *out = v;
-    return true;
-}

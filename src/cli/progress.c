@@ -119,19 +119,33 @@ static void put_name(const char *name, int room)
     cli_put_text(stderr, name);
 }
 
+/* "3/20 " before what is said of a job of a batch, with its name where there is room. */
+static int put_job(const cli_progress *p, bool name)
+{
+    if (!p->job)
+        return 0;
+    int n = fprintf(stderr, "%zu/%zu ", p->number, p->count);
+    if (name) {
+        cli_put_text(stderr, p->job);
+        fputs(": ", stderr);
+    }
+    return n;
+}
+
 static void draw(const cli_progress *p, uint64_t done, uint64_t total, const char *tensor)
 {
     char a[32], b[32], c[32], left[32], text[160];
     double part = total ? (double)done / (double)total : 1;
-    int width = columns() - 1, n = 0;
+    int width = columns() - 1;
     fputc('\r', stderr);
+    int n = put_job(p, false);
     if (width >= NARROW) {
         int filled = (int)(part * BAR);
         fputc('[', stderr);
         for (int i = 0; i < BAR; i++)
             fputc(i < filled ? '#' : '.', stderr);
         fputs("] ", stderr);
-        n = BAR + 3;
+        n += BAR + 3;
     }
     int length = snprintf(text, sizeof text, "%3.0f %% %s/%s %s/s %s", part * 100,
                           cli_bytes(done, a), cli_bytes(total, b), cli_bytes((uint64_t)p->rate, c),
@@ -145,7 +159,9 @@ static void print_line(const cli_progress *p, uint64_t done, uint64_t total, con
 {
     char a[32], b[32], c[32], left[32];
     double part = total ? (double)done / (double)total : 1;
-    fprintf(stderr, "quantfold: %.0f %% (%s of %s), %s/s, %s left", part * 100, cli_bytes(done, a),
+    fputs("quantfold: ", stderr);
+    put_job(p, true);
+    fprintf(stderr, "%.0f %% (%s of %s), %s/s, %s left", part * 100, cli_bytes(done, a),
             cli_bytes(total, b), cli_bytes((uint64_t)p->rate, c),
             clock_text(seconds_left(p, done, total), left));
     if (*tensor)
@@ -163,23 +179,28 @@ static void print_event(cJSON *event)
     cJSON_Delete(event);
 }
 
-static cJSON *new_event(const char *name)
+static cJSON *new_event(const cli_progress *p, const char *name)
 {
     cJSON *event = cJSON_CreateObject();
     cJSON_AddStringToObject(event, "event", name);
+    if (p->job) {
+        cli_json_text(event, "job", p->job);
+        cJSON_AddNumberToObject(event, "job_number", (double)p->number);
+        cJSON_AddNumberToObject(event, "job_count", (double)p->count);
+    }
     return event;
 }
 
-static void print_start(uint64_t total)
+static void print_start(const cli_progress *p, uint64_t total)
 {
-    cJSON *event = new_event("start");
+    cJSON *event = new_event(p, "start");
     cJSON_AddNumberToObject(event, "bytes_total", (double)total);
     print_event(event);
 }
 
 static void print_step(const cli_progress *p, uint64_t done, uint64_t total, const char *tensor)
 {
-    cJSON *event = new_event("progress");
+    cJSON *event = new_event(p, "progress");
     cJSON_AddNumberToObject(event, "bytes_done", (double)done);
     cJSON_AddNumberToObject(event, "bytes_total", (double)total);
     cJSON_AddNumberToObject(event, "bytes_per_second", p->rate);
@@ -195,9 +216,10 @@ bool cli_progress_step(uint64_t done, uint64_t total, const char *tensor, void *
     measure(p, done);
     p->total = total;
     if (p->form == CLI_FORM_EVENTS && !p->begun)
-        print_start(total);
+        print_start(p, total);
     p->begun = true;
-    bool due = p->form != CLI_FORM_NONE && t >= p->next && done < total;
+    /* before anything is done there is no rate, and so no time to tell */
+    bool due = p->form != CLI_FORM_NONE && t >= p->next && done > 0 && done < total;
     if (due) {
         if (p->form == CLI_FORM_BAR)
             draw(p, done, total, tensor);
@@ -216,12 +238,15 @@ void cli_progress_end(cli_progress *p, qf_status status)
     char size[32], time[32];
     if (p->form == CLI_FORM_BAR && p->shown)
         fputs("\r\033[K", stderr);
-    if (p->form == CLI_FORM_LINES && p->shown && status == QF_OK)
-        fprintf(stderr, "quantfold: 100 %% (%s), %s\n", cli_bytes(p->total, size),
+    if (p->form == CLI_FORM_LINES && p->shown && status == QF_OK) {
+        fputs("quantfold: ", stderr);
+        put_job(p, true);
+        fprintf(stderr, "100 %% (%s), %s\n", cli_bytes(p->total, size),
                 clock_text(now() - p->started, time));
+    }
     if (p->form != CLI_FORM_EVENTS)
         return;
-    cJSON *event = new_event("end");
+    cJSON *event = new_event(p, "end");
     cJSON_AddNumberToObject(event, "bytes_done", (double)(status == QF_OK ? p->total : p->done));
     cJSON_AddNumberToObject(event, "seconds", now() - p->started);
     cJSON_AddStringToObject(event, "status",

@@ -91,6 +91,17 @@ int cli_ranks_first(int exit_code)
     return exit_code;
 }
 
+uint64_t cli_ranks_sum(uint64_t value)
+{
+    MPI_Request request;
+    uint64_t sum = value;
+    if (ranks.size == 1)
+        return value;
+    MPI_Iallreduce(&value, &sum, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD, &request);
+    wait_for(&request);
+    return sum;
+}
+
 void cli_ranks_abort(int exit_code)
 {
     if (ranks.joined && ranks.size > 1)
@@ -135,6 +146,11 @@ int cli_ranks_worst(int exit_code)
 int cli_ranks_first(int exit_code)
 {
     return exit_code;
+}
+
+uint64_t cli_ranks_sum(uint64_t value)
+{
+    return value;
 }
 
 void cli_ranks_abort(int exit_code)

@@ -6,26 +6,8 @@
 #include "cli/cli.h"
 
 const char *const cli_whens[] = {"auto", "always", "never", "json", NULL};
+const char *const cli_externals[] = {"auto", "always", "never", NULL};
 const char *const cli_ios[] = {"auto", "pwrite", "mmap", "direct", NULL};
-
-/* A number of bytes, with K, M, G or T for powers of 1024. */
-bool cli_read_size(const char *option, const char *text, uint64_t *out)
-{
-    static const char units[] = "KMGT";
-    char *end;
-    unsigned long long v = strtoull(text, &end, 10);
-    const char *unit = *end ? strchr(units, *end) : NULL;
-    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
-    if (strspn(text, "0123456789") == 0 || strspn(text, "0123456789") > 18 ||
-        (*end && (!unit || end[1])) || !v || v > UINT64_MAX >> shift) {
-        fprintf(stderr,
-                "quantfold: --%s takes a size in bytes, or with K, M, G or T behind it, not '%s'\n",
-                option, text);
-        return false;
-    }
-    *out = (uint64_t)v << shift;
-    return true;
-}
 
 void cli_print_totals(qf_report_totals t, uint32_t shard, uint32_t shard_count, const char *option,
                       const char *target)

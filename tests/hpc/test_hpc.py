@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,14 @@ class Rig:
         command += [self.env["QUANTFOLD"], "export", "--model", str(self.model), *self.options]
         return self.run([*command, "--save-path", self.env["OUT"], *extra])
 
+    def journal(self, shards: int) -> Path:
+        """That of shard 1."""
+        return self.out / PARTIAL / "run" / f"journal.1-of-{shards}"
+
     def kill_once(self, variable: str, shards: int) -> None:
         """From now on, shard 1, which the variable tells, is killed in its first run."""
         wrapper = self.folder / "quantfold-killed"
-        journal = self.out / PARTIAL / "run" / f"journal.1-of-{shards}"
+        journal = self.journal(shards)
         once = self.folder / "killed"
         text = KILLED.format(variable=variable, once=once, journal=journal, binary=self.binary)
         wrapper.write_text(text)
@@ -295,6 +300,115 @@ exec "{rig.binary}" "$@"
     assert "rank 2: error" in result.stderr and "none.onnx" in result.stderr
     assert "wrote" not in result.stdout
     assert not rig.out.exists()
+
+
+def test_a_rank_is_its_own_shard(mpi, rig):
+    """--shard besides ranks is refused, once; QUANTFOLD_MPI=off makes each process one of its own."""
+    result = rig.mpirun(2, "--shard", "0/2")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("ranks of MPI are shards already") == 1
+    assert not rig.out.exists()
+    rig.env["QUANTFOLD_MPI"] = "off"
+    result = rig.mpirun(1)
+    assert result.returncode == 0 and result.stdout.count("wrote") == 1
+    rig.check()
+
+
+def test_dry_run_of_ranks(mpi, rig):
+    result = rig.mpirun(4, "--dry-run")
+    assert result.returncode == 0 and result.stdout.count("would write") == 1
+    assert not rig.out.exists()
+
+
+def test_resumed_ranks_keep_what_is_there(mpi, rig):
+    """The bytes that were kept are those of all ranks."""
+    rig.kill_once("OMPI_COMM_WORLD_RANK", 4)
+    assert rig.mpirun(4, "--resume").returncode != 0
+    result = rig.mpirun(4, "--resume", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert 0 < report["bytes_kept"] < report["bytes_written"]
+    rig.check()
+
+
+# ---- checkpoints under MPI ---------------------------------------------------------------------
+
+
+class CheckpointRig(Rig):
+    """The same with a safetensors folder of eight files."""
+
+    def __init__(self, quantfold, source: Path, wanted: dict[str, bytes], folder: Path):
+        super().__init__(quantfold, source, wanted, folder)
+        self.model = source
+
+    def mpirun(self, ranks: int, *extra: str) -> subprocess.CompletedProcess:
+        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
+        command += [self.env["QUANTFOLD"], "checkpoint", "--model", str(self.model), *CHECKPOINT]
+        return self.run([*command, "--out", str(self.out), *extra])
+
+    def journal(self, shards: int) -> Path:
+        return self.out / ".quantfold-partial" / "run" / f"journal.1-of-{shards}"
+
+    def nothing_in_place(self) -> bool:
+        return [p.name for p in self.out.iterdir()] == [".quantfold-partial"]
+
+
+CHECKPOINT = ("--scheme", "w4a16:group=64", "--manifest", "--no-fsync")
+
+
+@pytest.fixture(scope="module")
+def made_checkpoint(quantfold, tmp_path_factory):
+    """A checkpoint of 100 MB, and one process's export of it."""
+    source, out = tmp_path_factory.mktemp("llama") / "in", tmp_path_factory.mktemp("llama-one")
+    script = HERE.parent.parent / "datasets" / "make_llama.py"
+    spec = ["--layers", "6", "--hidden", "768", "--vocab", "4000", "--shard-size", "12M"]
+    subprocess.run([sys.executable, str(script), str(source), *spec], check=True)
+    assert len(list(source.glob("*.safetensors"))) >= 4
+    result = quantfold("checkpoint", "--model", source, "--out", out, *CHECKPOINT, "-q")
+    assert result.code == 0, result.err
+    return source, snapshot(out)
+
+
+@pytest.fixture
+def checkpoint_rig(quantfold, made_checkpoint, tmp_path):
+    """A fresh place for that checkpoint."""
+    yield CheckpointRig(quantfold, *made_checkpoint, tmp_path)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_of_a_checkpoint(mpi, checkpoint_rig, ranks):
+    rig = checkpoint_rig
+    result = rig.mpirun(ranks, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    manifest = len(rig.wanted["quantfold.manifest.json"])
+    assert report["ok"] and report["bytes_written"] == sum(map(len, rig.wanted.values())) - manifest
+    rig.check()
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_killed_rank_of_a_checkpoint(mpi, checkpoint_rig, ranks):
+    rig = checkpoint_rig
+    rig.kill_once("OMPI_COMM_WORLD_RANK", 4)
+    result = rig.mpirun(4, "--resume")
+    assert result.returncode != 0 and "wrote" not in result.stdout
+    assert rig.nothing_in_place()
+    result = rig.mpirun(ranks, "--resume", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["bytes_kept"] > 0
+    rig.check()
+
+
+def test_what_all_ranks_find_in_a_checkpoint_is_said_once(mpi, checkpoint_rig):
+    rig = checkpoint_rig
+    result = rig.mpirun(4, "--exclude", "(")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("--exclude") == 1
+    assert not rig.out.exists()
+
+
+# ---- Slurm and MPI -----------------------------------------------------------------------------
 
 
 def test_mpi_script(slurm, mpi, rig):

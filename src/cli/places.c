@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/places.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* "<a>/<b>"; `a` may end in a slash. */
+static char *join(const char *a, const char *b)
+{
+    size_t n = strlen(a);
+    while (n > 0 && a[n - 1] == '/')
+        n--;
+    size_t room = n + strlen(b) + 2;
+    char *path = malloc(room);
+    if (path)
+        snprintf(path, room, "%.*s/%s", (int)n, a, b);
+    return path;
+}
+
+/* Takes "." and empty steps out of a relative path, in place. */
+static void tidy(char *path)
+{
+    char *out = path;
+    for (char *step = path; step;) {
+        char *end = strchr(step, '/');
+        size_t n = end ? (size_t)(end - step) : strlen(step);
+        if (n && !(n == 1 && *step == '.')) {
+            if (out != path)
+                *out++ = '/';
+            memmove(out, step, n);
+            out += n;
+        }
+        step = end ? end + 1 : NULL;
+    }
+    *out = '\0';
+}
+
+/* The folder, as far as it is there without links, and the steps behind that as they stand. */
+static char *resolve(const char *folder)
+{
+    char *head = strdup(*folder ? folder : "."), *there = NULL;
+    char *rest = head ? calloc(1, strlen(head) + 2) : NULL; /* what of `head` is not there */
+    size_t behind = head ? strlen(head) : 0;
+    while (rest && !(there = realpath(head, NULL))) {
+        char *slash = strrchr(head, '/');
+        behind = slash ? (size_t)(slash - head) + 1 : 0;
+        if (!slash && strcmp(head, ".") == 0)
+            break; /* the working folder itself is gone */
+        snprintf(rest, strlen(folder) + 2, "%s", folder + behind);
+        if (slash && slash != head)
+            *slash = '\0';
+        else
+            snprintf(head, strlen(head) + 1, "%s", slash ? "/" : ".");
+        if (slash == head) {
+            there = realpath("/", NULL);
+            break;
+        }
+    }
+    char *path = NULL;
+    if (there) {
+        tidy(rest);
+        path = *rest ? join(there, rest) : strdup(there);
+    }
+    free(there);
+    free(rest);
+    free(head);
+    return path;
+}
+
+char *cli_place(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    char *folder = slash == path ? strdup("/") : strndup(path, slash ? (size_t)(slash - path) : 0);
+    char *there = folder ? resolve(folder) : NULL;
+    char *place = there ? join(there, name) : NULL;
+    free(there);
+    free(folder);
+    return place;
+}
