@@ -320,6 +320,17 @@ def test_what_goes_along(quantfold, tmp_path):
     assert {l.partition(": ")[2] for l in told} == set(left)
 
 
+def test_target_within_the_source(quantfold, tmp_path):
+    """What an earlier run has left there does not go along."""
+    source = ck.write(tmp_path / "in", ck.model())
+    (source / "out-notes").mkdir()
+    (source / "out-notes" / "a.txt").write_text("kept")
+    for _ in range(2):
+        ck.run(quantfold, source, source / "out", "w8a16")
+        names = {str(p.relative_to(source / "out")) for p in (source / "out").rglob("*")}
+        assert names == {"config.json", "model.safetensors", "out-notes", "out-notes/a.txt"}
+
+
 @pytest.mark.parametrize("limit", ["20000", "50K", "1G"])
 def test_max_shard_size(quantfold, tmp_path, limit):
     """New shards within the limit, but for a tensor that is larger by itself."""
