@@ -6,11 +6,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from ctypes import byref, c_char_p, c_size_t, c_void_p
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Union
 
 from . import _library as c
@@ -259,16 +261,42 @@ class _Watcher:
         done = threading.Event()
 
         def work() -> None:
-            results.append(call())
-            done.set()
-
-        threading.Thread(target=work, name="quantfold").start()
-        while not done.is_set():
             try:
-                done.wait()
+                results.append(call())
+            finally:
+                done.set()
+
+        with self._noting_signals():
+            threading.Thread(target=work, name="quantfold").start()
+            while not done.is_set():
+                try:
+                    done.wait()
+                except BaseException as e:
+                    self.raised = self.raised or e
+        return results[0]
+
+    @contextmanager
+    def _noting_signals(self) -> Iterator[None]:
+        """What handlers of signals raise is noted, wherever the main thread is, and not thrown: it
+        would leave here, and free what C works on."""
+        handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            try:
+                handlers[number](number, frame)
             except BaseException as e:
                 self.raised = self.raised or e
-        return results[0]
+
+        for number in signal.valid_signals():
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+                signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for taken, handler in handlers.items():
+                signal.signal(taken, handler)
 
 
 @contextmanager

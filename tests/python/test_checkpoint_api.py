@@ -36,7 +36,7 @@ def test_checkpoint_is_the_command_line(quantfold, llama, tmp_path):
         io="pwrite",
         fsync=False,
         threads=2,
-        memory_limit=1 << 30,
+        memory_limit=1 << 36,
     )
     command = ["checkpoint", "--model", llama, "--out", tmp_path / "b"]
     command += ["--scheme", "w4a16:group=32", "--include", r"_proj\.weight$"]
