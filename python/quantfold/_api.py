@@ -6,18 +6,17 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from ctypes import byref, c_char_p, c_size_t, c_void_p
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from . import _library as c
+from ._watching import Progress, Watcher, bar, text as _text
 from .errors import BY_STATUS, Diagnostic, QuantfoldError, UsageError
 
 PathLike = Union[str, "os.PathLike[str]"]
-Progress = Callable[[int, int, str], Union[bool, None]]
 DynamicAxes = Mapping[str, Union[Mapping[int, str], Sequence[int]]]
 
 _EMIT = {"both": 0, "deploy": 1, "fake-quant": 2}
@@ -125,11 +124,6 @@ class CommitReport:
 # ---- between C and Python ----------------------------------------------------------------------
 
 
-def _text(raw: bytes | None) -> str:
-    """Names come from files and need not be UTF-8."""
-    return (raw or b"").decode("utf-8", "replace")
-
-
 def _values(struct: ctypes.Structure) -> dict[str, Any]:
     """A struct's fields, texts decoded."""
     names = [f[0] for f in struct._fields_]
@@ -223,78 +217,6 @@ def _axes(axes: DynamicAxes | None) -> tuple[Any, int]:
     return ((c.DynamicAxis * len(items))(*items) if items else None), len(items)
 
 
-class _Watcher:
-    """Runs an export and turns a Python progress function into the C callback. What the function
-    raises cancels the export and is raised again.
-
-    The main thread lets another one call C and waits: signals are looked for there alone, between
-    instructions of Python, and one that is looked for as a callback begins would be lost."""
-
-    def __init__(self, progress: Progress | None):
-        self.progress = progress
-        self.raised: BaseException | None = None
-        self.callback = c.ProgressFn(self.step)
-
-    def step(self, done: int, total: int, tensor: bytes | None, _user: object) -> bool:
-        if self.raised is not None:
-            return False
-        try:
-            return self.progress is None or self.progress(done, total, _text(tensor)) is not False
-        except BaseException as e:
-            self.raised = e
-            return False
-
-    def run(self, call: Callable[[], int]) -> int:
-        """Calls C, and returns its status unless something was raised meanwhile."""
-        if threading.current_thread() is threading.main_thread():
-            status = self._wait_for(call)
-        else:
-            status = call()
-        if self.raised is not None:
-            raise self.raised
-        return status
-
-    def _wait_for(self, call: Callable[[], int]) -> int:
-        results: list[int] = []
-        done = threading.Event()
-
-        def work() -> None:
-            results.append(call())
-            done.set()
-
-        threading.Thread(target=work, name="quantfold").start()
-        while not done.is_set():
-            try:
-                done.wait()
-            except BaseException as e:
-                self.raised = self.raised or e
-        return results[0]
-
-
-@contextmanager
-def _bar(progress: Progress | bool | None) -> Iterator[Progress | None]:
-    """True means tqdm's bar, if tqdm is installed."""
-    if progress is None or progress is False:
-        yield None
-        return
-    if callable(progress):
-        yield progress
-        return
-    try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    except ImportError:
-        yield None
-        return
-    with tqdm(unit="B", unit_scale=True, desc="quantfold") as bar:
-
-        def show(done: int, total: int, tensor: str) -> None:
-            bar.total = total
-            bar.set_postfix_str(tensor[-40:], refresh=False)
-            bar.update(done - bar.n)
-
-        yield show
-
-
 # ---- planning ----------------------------------------------------------------------------------
 
 
@@ -324,7 +246,7 @@ def _part(shard: tuple[int, int] | None) -> dict[str, int]:
 
 
 def _write(
-    findings: _Findings, stack: ExitStack, watcher: _Watcher, name: str, plan: c_void_p
+    findings: _Findings, stack: ExitStack, watcher: Watcher, name: str, plan: c_void_p
 ) -> c.ReportTotals:
     """Calls a function that runs a plan."""
     report, error = c_void_p(), c.Error()
@@ -448,7 +370,7 @@ def export(
     spec = c.IoSpec(*_names(input_names), *_names(output_names), *_axes(dynamic_axes))
     with ExitStack() as stack:
         findings = _Findings(stack)
-        watcher = _Watcher(stack.enter_context(_bar(progress)))
+        watcher = Watcher(stack.enter_context(bar(progress)))
         options = _options(save_path, progress=watcher.callback, **fields)
         plan = _plan(stack, findings, model, config, record, spec, options)
         described = _describe(plan, findings)

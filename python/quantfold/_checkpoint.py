@@ -15,17 +15,14 @@ from ._api import (
     _IO,
     OutputFile,
     PathLike,
-    Progress,
-    _bar,
     _choice,
     _Findings,
     _part,
     _path,
-    _text,
     _values,
-    _Watcher,
     _write,
 )
+from ._watching import Progress, Watcher, bar, text
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def _options(**fields: Any) -> c.CheckpointOptions:
 
 
 def _tensor(struct: c.CheckpointTensorStruct) -> CheckpointTensor:
-    reason = None if struct.reason is None else _text(struct.reason)
+    reason = None if struct.reason is None else text(struct.reason)
     return CheckpointTensor(**{**_values(struct), "reason": reason})
 
 
@@ -129,7 +126,7 @@ def checkpoint(
     }
     with ExitStack() as stack:
         findings = _Findings(stack)
-        watcher = _Watcher(stack.enter_context(_bar(progress)))
+        watcher = Watcher(stack.enter_context(bar(progress)))
         options = _options(progress=watcher.callback, **fields)
         opened = findings.open(stack, "qf_checkpoint_open", "qf_checkpoint_close", _path(model_dir))
         plan = findings.open(

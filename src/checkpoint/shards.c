@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <cjson/cJSON.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -253,12 +254,28 @@ static qf_status add_text(qf_checkpoint_plan *p, const char *name, const char *t
                : status;
 }
 
+/* Where the target lies in the source's folder: "out/"; NULL if it is not in it, or not there. What
+ * an earlier run has left in it does not go along. */
+static const char *target_within(qf_checkpoint_plan *p)
+{
+    char source[PATH_MAX], target[PATH_MAX];
+    if (!realpath(p->checkpoint->path, source) || !realpath(p->folder, target))
+        return NULL;
+    size_t n = strlen(source);
+    if (strncmp(source, target, n) != 0 || target[n] != '/')
+        return NULL;
+    return qf_arena_printf(&p->arena, "%s/", target + n + 1);
+}
+
 /* What goes with the weights, and at last the texts that name them. */
 static qf_status add_others(qf_checkpoint_plan *p, qf_error *err)
 {
     const qf_checkpoint *c = p->checkpoint;
     qf_status status = QF_OK;
+    const char *target = target_within(p);
     for (size_t i = c->shard_count; status == QF_OK && i < c->file_count; i++) {
+        if (target && strncmp(c->infos[i].name, target, strlen(target)) == 0)
+            continue;
         const qf_span all = {.data = c->files[i].data,
                              .length = c->files[i].size,
                              .field = QF_FIELD_RAW_DATA,

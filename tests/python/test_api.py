@@ -59,7 +59,7 @@ def test_export_is_the_command_line(quantfold, digits, tmp_path):
         io="pwrite",
         fsync=False,
         threads=1,
-        memory_limit=1 << 30,
+        memory_limit=1 << 36,
     )
     quantfold.export(
         digits / "model.onnx",
@@ -236,10 +236,27 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("program", [INTERRUPTED, FROM_OUTSIDE], ids=["inside", "outside"])
+STARTING = """
+import os, signal, sys, threading
+import quantfold as qf
+start = threading.Thread.start
+def start_and_interrupt(thread):
+    start(thread)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread.start = start_and_interrupt
+try:
+    qf.export(sys.argv[1], sys.argv[3], record=sys.argv[2], threads=1)
+except KeyboardInterrupt:
+    sys.exit(42 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 1)
+"""
+
+
+@pytest.mark.parametrize(
+    "program", [INTERRUPTED, FROM_OUTSIDE, STARTING], ids=["inside", "outside", "starting"]
+)
 def test_keyboard_interrupt(large, tmp_path, program):
     """Ctrl-C ends the export with KeyboardInterrupt and without leavings, whether it comes while the
-    progress function runs or while C does."""
+    progress function runs, while C does, or as it begins."""
     (tmp_path / "out").mkdir()
     run = subprocess.run(
         [

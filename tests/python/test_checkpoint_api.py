@@ -36,7 +36,7 @@ def test_checkpoint_is_the_command_line(quantfold, llama, tmp_path):
         io="pwrite",
         fsync=False,
         threads=2,
-        memory_limit=1 << 30,
+        memory_limit=1 << 36,
     )
     command = ["checkpoint", "--model", llama, "--out", tmp_path / "b"]
     command += ["--scheme", "w4a16:group=32", "--include", r"_proj\.weight$"]
@@ -66,15 +66,20 @@ def test_parts_and_commit(llama, tmp_path):
 
 
 def test_resume_keeps_what_is_done(llama, tmp_path):
+    """A part that is done is not written again; a cancelled run is taken up."""
     qf.checkpoint(llama, tmp_path / "whole", scheme="w8a16")
     target = tmp_path / "out"
-    with pytest.raises(qf.Cancelled):
-        qf.checkpoint(
-            *(llama, target), scheme="w8a16", resume=True, threads=1, progress=lambda *_: False
-        )
-    report = qf.checkpoint(llama, target, scheme="w8a16", resume=True)
+    first = qf.checkpoint(llama, target, scheme="w8a16", shard=(0, 2))
+    again = qf.checkpoint(llama, target, scheme="w8a16", shard=(0, 2), resume=True)
+    assert first.bytes_kept == 0 < again.bytes_kept == again.bytes_written
+    qf.checkpoint(llama, target, scheme="w8a16", shard=(1, 2))
+    qf.commit(f"{target}/")
     assert snapshot(target) == snapshot(tmp_path / "whole")
-    assert report.bytes_kept <= report.bytes_written
+    other = tmp_path / "other"
+    with pytest.raises(qf.Cancelled):
+        qf.checkpoint(llama, other, scheme="w8a16", resume=True, progress=lambda *_: False)
+    qf.checkpoint(llama, other, scheme="w8a16", resume=True)
+    assert snapshot(other) == snapshot(tmp_path / "whole")
 
 
 def test_dry_run_and_progress(llama, tmp_path):
