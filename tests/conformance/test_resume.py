@@ -118,15 +118,16 @@ def kill_at(process: subprocess.Popen, out: Path, seconds: float, entries: bool)
 
 
 def test_killed_at_ten_points(large, tmp_path):
-    """Each kill at a random time, into an empty folder or over an earlier output; then resumed."""
+    """Each kill at a random time, in some way of writing; then resumed, in some other."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    kept, killed = [], 0
+    kept, killed, ios = [], 0, ("pwrite", "mmap", "direct")
     for i in range(10):
         out = tmp_path / f"o{i}"
         # half of them after what comes before the first write, where most of a slow build's time goes
-        process = large.start(out, "--resume", "--threads", rng.choice([1, 2, 4]))
+        how = ("--threads", rng.choice([1, 2, 4]), "--io", rng.choice(ios))
+        process = large.start(out, "--resume", *how)
         entries = i % 2 == 0
         at = rng.uniform(0, large.seconds * (0.3 if entries else 0.9))
         if kill_at(process, out, at, entries):
@@ -137,7 +138,8 @@ def test_killed_at_ten_points(large, tmp_path):
                 assert (
                     name == PARTIAL or found[name] == large.wanted[name]
                 ), f"seed {seed}, kill {i}"
-        report = large.run(out, "--resume", "--threads", rng.choice([1, 2, 4]))
+        how = ("--threads", rng.choice([1, 2, 4]), "--io", rng.choice(ios))
+        report = large.run(out, "--resume", *how)
         kept.append(report["bytes_kept"])
         large.check(out)
         for path in out.iterdir():
