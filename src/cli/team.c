@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What an export does as one of several ranks: it is a shard, and the first rank commits. */
-
 #include "cli/door.h"
 #include "cli/ranks.h"
 

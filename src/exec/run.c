@@ -208,6 +208,20 @@ static size_t halved(size_t n)
     return n > ROOM_LEAST ? n : ROOM_LEAST;
 }
 
+/* As many as were asked for; else all cores, but for small output no more than it keeps busy: to
+ * start and to gather threads costs more than to write some hundred kilobytes. */
+static int choose_threads(const run *r)
+{
+    enum { EACH = 512 * 1024 };
+    uint64_t total = 0;
+    if (r->work->threads > 0)
+        return r->work->threads;
+    for (size_t i = 0; i < r->stage->count; i++)
+        total += r->stage->files[i].size;
+    int most = omp_get_max_threads();
+    return total / EACH < (uint64_t)most ? (int)(total / EACH) + 1 : most;
+}
+
 /* Chooses threads and buffers so that memory stays under the limit: smaller buffers first, then
  * half the threads. */
 static qf_status fit_memory(run *r)
@@ -216,7 +230,7 @@ static qf_status fit_memory(run *r)
     uint64_t resident = qf_memory_resident(), limit = w->memory_limit;
     bool direct = w->io == QF_IO_DIRECT;
     scale *s = &r->scale;
-    s->threads = (w->threads > 0 ? w->threads : omp_get_max_threads()) * (direct ? IO_THREADS : 1);
+    s->threads = choose_threads(r) * (direct ? IO_THREADS : 1);
     s->room = qf_writer_room(w->io);
     s->step = STEP;
     if (!limit) {

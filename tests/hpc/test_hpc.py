@@ -302,6 +302,26 @@ exec "{rig.binary}" "$@"
     assert not rig.out.exists()
 
 
+def test_rank_that_cannot_write(mpi, rig):
+    """Rank 1 may write no large file, as on a full disk: 3, nothing in place; resumed where it can."""
+    wrapper = rig.folder / "quantfold-limited"
+    wrapper.write_text(f"""#!/bin/bash
+if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then ulimit -f 64; fi
+exec "{rig.binary}" "$@"
+""")
+    wrapper.chmod(0o755)
+    rig.env["QUANTFOLD"] = str(wrapper)
+    result = rig.mpirun(4, "--resume")
+    assert result.returncode == 3, result.stderr
+    assert "rank 1: error" in result.stderr and "wrote" not in result.stdout
+    assert rig.nothing_in_place()
+    rig.env["QUANTFOLD"] = rig.binary
+    result = rig.mpirun(4, "--resume", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["bytes_kept"] > 0
+    rig.check()
+
+
 def test_a_rank_is_its_own_shard(mpi, rig):
     """--shard besides ranks is refused, once; QUANTFOLD_MPI=off makes each process one of its own."""
     result = rig.mpirun(2, "--shard", "0/2")
