@@ -340,6 +340,7 @@ typedef struct qf_export_options {
                      * what is done for the next */
     uint32_t shard; /* of shard_count, from 0: write that part of the files and put none in place */
     uint32_t shard_count; /* 0: the whole */
+    bool stats; /* the manifest, then written in any case, has what qf_summary_html shows */
 } qf_export_options;
 /* Fills the first `size` bytes of an options struct with the defaults of this library. */
 QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);
@@ -467,6 +468,7 @@ typedef struct qf_checkpoint_options {
     bool ignore_target;
     qf_progress_fn progress;
     void *progress_user;
+    bool stats;
 } qf_checkpoint_options;
 QF_API void qf_checkpoint_options_init_sized(qf_checkpoint_options *options, size_t size);
 static inline void qf_checkpoint_options_init(qf_checkpoint_options *options)

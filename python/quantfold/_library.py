@@ -141,6 +141,7 @@ class ExportOptions(Structure):
         ("resume", c_bool),
         ("shard", c_uint32),
         ("shard_count", c_uint32),
+        ("stats", c_bool),
     ]
 
 

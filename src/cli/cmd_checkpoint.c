@@ -27,6 +27,7 @@ static const char help[] =
     "  --no-fsync              do not wait until the output is on disk\n"
     "  --memory-limit SIZE     resident memory, as 512M or 2G (default: a quarter of the RAM)\n"
     "  --manifest              write quantfold.manifest.json too: hashes and error statistics\n"
+    "  --stats                 statistics of every weight into that file, for 'quantfold report'\n"
     "  --resume                go on where a killed run ended; keep what is done if this one "
     "fails\n"
     "  --shard I/N             write part I (from 0) of N, to be put in place by 'quantfold\n"
@@ -58,6 +59,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"no-fsync", no_argument, NULL, 'F'},
                                              {"memory-limit", required_argument, NULL, 'M'},
                                              {"manifest", no_argument, NULL, 'A'},
+                                             {"stats", no_argument, NULL, 'T'},
                                              {"resume", no_argument, NULL, 'R'},
                                              {"shard", required_argument, NULL, 'H'},
                                              {"progress", required_argument, NULL, 'p'},
@@ -74,6 +76,7 @@ static bool set_flag(arguments *a, int option)
                      ['F'] = &a->options.no_sync,
                      ['A'] = &a->options.manifest,
                      ['R'] = &a->options.resume,
+                     ['T'] = &a->options.stats,
                      ['n'] = &a->dry_run,
                      ['j'] = &a->json,
                      ['v'] = &a->verbose,

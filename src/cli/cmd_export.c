@@ -39,6 +39,7 @@ static const char help[] =
     "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
     "  --memory-limit SIZE     resident memory, as 512M or 2G (default: a quarter of the RAM)\n"
     "  --manifest              write PREFIX.manifest.json too: hashes and error statistics\n"
+    "  --stats                 statistics of every weight into that file, for 'quantfold report'\n"
     "  --resume                go on where a killed run ended; keep what is done if this one "
     "fails\n"
     "  --shard I/N             write part I (from 0) of N, to be put in place by 'quantfold\n"
@@ -85,6 +86,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"no-fsync", no_argument, NULL, 'F'},
                                              {"memory-limit", required_argument, NULL, 'M'},
                                              {"manifest", no_argument, NULL, 'A'},
+                                             {"stats", no_argument, NULL, 'T'},
                                              {"resume", no_argument, NULL, 'R'},
                                              {"shard", required_argument, NULL, 'H'},
                                              {"progress", required_argument, NULL, 'p'},
@@ -212,6 +214,9 @@ static bool set_option(arguments *a, int option, char *value)
         return true;
     case 'A':
         a->options.manifest = true;
+        return true;
+    case 'T':
+        a->options.stats = true;
         return true;
     case 'R':
         a->options.resume = true;

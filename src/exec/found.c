@@ -133,7 +133,7 @@ static qf_status quantize_groups(const finder *f, uint64_t first, size_t n, int8
         scales[at / group] = make_scale(f->job->found, largest);
         qf_quantize_for(f->k, x.type)(behind(x, at), group, scales[at / group], f->lo, f->hi,
                                       (qf_quantized){.q = q + at});
-        qf_count_errors(f->scratch, x, at, q + at, group, scales[at / group]);
+        qf_count_errors(f->scratch, first + at, x, at, q + at, group, scales[at / group]);
     }
     return QF_OK;
 }
@@ -157,7 +157,7 @@ static qf_status quantize_long_group(const finder *f, uint64_t first, int8_t *q,
         if (done >= group) {
             qf_quantize_for(f->k, x.type)(x.data, n, *scale, f->lo, f->hi,
                                           (qf_quantized){.q = q + at});
-            qf_count_errors(f->scratch, x, 0, q + at, n, *scale);
+            qf_count_errors(f->scratch, first + at, x, 0, q + at, n, *scale);
         }
         done += n;
     }
@@ -201,7 +201,8 @@ static qf_status quantize_band(const finder *f, qf_region r, int8_t *q, float *s
         if (done >= r.rows) {
             qf_quantize_columns_for(f->k, x.type)(x.data, 1, n, scales, f->lo, f->hi,
                                                   (qf_quantized){.q = q + row * n});
-            qf_count_column_errors(f->scratch, x, q + row * n, n, scales);
+            qf_count_column_errors(f->scratch, (r.row + row) * f->job->cols + r.col, x, q + row * n,
+                                   n, scales);
         }
     }
     return QF_OK;
@@ -223,6 +224,8 @@ qf_status qf_found_run(const qf_job *job, const qf_varint_index *index, qf_regio
         first = r.row / group * job->cols + r.col;
     qf_status status = job->found->by_column ? quantize_band(&f, r, q, scales, finite, err)
                                              : quantize_rows(&f, r, q, scales, finite, err);
+    if (status == QF_OK)
+        qf_collect_scales(s->stats, scales, count);
     return status == QF_OK ? store_scales(job, first, count, scales, sink, err) : status;
 }
 
@@ -275,5 +278,6 @@ qf_job qf_job_with_scales(const qf_job *job, const float *scales)
     given.row_mul = f->by_column ? job->cols : job->cols / f->group;
     given.row_mod = 1;
     given.col_div = f->by_column ? 1 : f->group;
+    given.grouping = f->by_column ? QF_GROUPED_COLUMNS : QF_GROUPED_ROWS;
     return given;
 }

@@ -242,6 +242,14 @@ static void check_errors(const qf_kernels *k, const sample *s, unsigned char *ou
     }
 }
 
+/* Counts of any two values as ends. */
+static void check_ends(const qf_kernels *k, const sample *s, unsigned char *out)
+{
+    uint64_t found[3] = {k->ends(s->q, s->n, -128, 127), k->ends(s->q, s->n, -8, 7),
+                         k->ends(s->q, s->n, -64, 63)};
+    memcpy(out, found, sizeof found);
+}
+
 static void check_minmax(const qf_kernels *k, const sample *s, unsigned char *out)
 {
     float *min = (float *)(void *)out, *max = min + 1;
@@ -338,6 +346,7 @@ static const struct {
     {"absmax_f16, absmax_bf16", check_absmax_halves},
     {"absmax_columns_f16, absmax_columns_bf16", check_absmax_columns_halves},
     {"errors", check_errors},
+    {"ends", check_ends},
     {"minmax", check_minmax},
     {"minmax_columns", check_minmax_columns},
     {"widen", check_widen},
@@ -385,6 +394,7 @@ static void test_errors_of_many(void **state)
     static int8_t q[MANY];
     const float scale = 0.01f;
     double signal = 0, noise = 0;
+    size_t ends = 0;
     for (size_t i = 0; i < MANY; i++) {
         x[i] = ((float)(random_bits() % 25000) - 12500.0f) * 1e-4f;
         if (i % 701 == 3)
@@ -392,6 +402,7 @@ static void test_errors_of_many(void **state)
         long n = lrintf(x[i] / scale);
         q[i] = (int8_t)(n > 127 ? 127 : n < -128 ? -128 : n);
         double e = (double)x[i] - (double)((float)q[i] * scale);
+        ends += q[i] == -128 || q[i] == 127;
         signal += (double)x[i] * (double)x[i];
         noise += e * e;
     }
@@ -405,6 +416,7 @@ static void test_errors_of_many(void **state)
         assert_memory_equal(&sums.noise, &first.noise, sizeof sums.noise);
         assert_memory_equal(&sums.max_error, &first.max_error, sizeof sums.max_error);
         assert_int_equal(sums.clipped, (MANY - 4) / 701 + 1);
+        assert_int_equal(qf_kernels_at(v)->ends(q, MANY, -128, 127), ends);
         assert_true(fabs(sums.signal / signal - 1) < 1e-6);
         assert_true(fabs(sums.noise / noise - 1) < 1e-4);
         assert_true(fabsf(sums.max_error - (1.5f - 1.27f)) < 1e-6f);
