@@ -35,10 +35,10 @@ void qf_histogram_ints(const int8_t *q, size_t n, int bits, uint32_t counts[QF_B
 static void bins_of(const float *x, size_t n, const float *scales, size_t step, int bits,
                     uint8_t *bins)
 {
-    const float width = (float)(1 << bits) / (float)QF_BINS; /* a power of two */
+    const float width = (float)(1 << bits) / (float)QF_BINS, per_step = 1 / width; /* powers of 2 */
     const float from = -(float)(1 << (bits - 1)) - 0.5f - width, most = (float)(QF_FLOAT_BINS - 1);
     for (size_t i = 0; i < n; i++) {
-        float bin = (x[i] / scales[i * step] - from) / width;
+        float bin = (x[i] / scales[i * step] - from) * per_step;
         bin = bin > 0 ? bin : 0;
         bin = bin < most ? bin : most;
         bins[i] = (uint8_t)(int)bin;

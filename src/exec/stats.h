@@ -5,9 +5,10 @@
  * Everything is a count, a minimum or a maximum, so that neither threads nor instruction sets can
  * make a difference.
  *
- * Every element is counted but for the histograms, which see one stretch in SAMPLE_EVERY of a
- * weight of more than SAMPLE_ALL elements. The order is that of the source; the stretch moves from
- * one period to the next, so that rows of any length are sampled at all columns.
+ * Every element is counted but for the histograms, which of a weight of more than QF_SAMPLE_ALL
+ * elements see a stretch of QF_SAMPLE_RUN in each QF_SAMPLE_PERIOD. The order is that of the source;
+ * the stretch moves from one period to the next, so that rows of any length are sampled at all
+ * columns.
  */
 #ifndef QF_EXEC_STATS_H
 #define QF_EXEC_STATS_H
@@ -17,9 +18,10 @@
 struct qf_job;
 
 enum {
-    QF_SAMPLE_RUN = 1024, /* elements of a stretch */
-    QF_SAMPLE_EVERY = 16,
-    QF_SAMPLE_ALL = QF_SAMPLE_RUN * QF_SAMPLE_EVERY /* and the length of a period */
+    QF_SAMPLE_ALL = 16 * 1024, /* elements */
+    QF_SAMPLE_RUN = 1024,
+    QF_SAMPLE_EVERY = 64,
+    QF_SAMPLE_PERIOD = QF_SAMPLE_RUN * QF_SAMPLE_EVERY
 };
 /* A channel of zeros, whose largest magnitude would be its scale's numerator, gets this much; a
  * scale of no more than that is near zero. FLT_EPSILON. */
