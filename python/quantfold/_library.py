@@ -235,6 +235,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "qf_export": (c_int, [c_void_p, _OUT, _ERR]),
     "qf_report_get": (ReportTotals, [c_void_p]),
     "qf_report_free": (None, [c_void_p]),
+    "qf_summary_html": (c_int, [c_char_p, _OUT, POINTER(c_size_t), _ERR]),
+    "qf_summary_json": (c_int, [c_char_p, _OUT, POINTER(c_size_t), _ERR]),
+    "qf_summary_save": (c_int, [c_char_p, c_char_p, _OUT, _ERR]),
 }
 
 
