@@ -10,9 +10,10 @@
 enum {
     ROWS_MOST = 5000,      /* of the table */
     HISTOGRAMS_MOST = 48,  /* those of the worst rows */
-    LISTED_MOST = 12,      /* layers of a kind of warning that are seen at once */
+    LISTED_MOST = 5,       /* layers of a kind of warning that are seen at once */
     UNFOLDED_MOST = 200,   /* and when the rest is unfolded */
     FILES_MOST = 300,
+    OPEN_MOST = 6, /* histograms that are unfolded from the start */
     NAME_MOST = 60
 };
 
@@ -129,10 +130,12 @@ static void put_size_fact(FILE *out, const char *label, double after, double bef
         return;
     fprintf(out, "<div><dt>%s</dt><dd>", label);
     put_bytes(out, after);
-    if (before > 0)
-        fprintf(out, " <small>%.1f\xc3\x97 %s</small>",
-                before >= after ? before / after : after / before,
-                before >= after ? "smaller" : "larger");
+    double ratio = before / after;
+    if (ratio > 0.95 && ratio < 1.05)
+        fputs(" <small>as before</small>", out);
+    else if (before > 0)
+        fprintf(out, " <small>%.1f\xc3\x97 %s</small>", ratio > 1 ? ratio : 1 / ratio,
+                ratio > 1 ? "smaller" : "larger");
     fputs("</dd></div>\n", out);
 }
 
@@ -303,10 +306,10 @@ static const column table_columns[] = {
     {"Scale max", "%.3g", get_scale_max, QF_WARN_KINDS},
     {"SQNR dB", "%.1f", get_sqnr, QF_WARN_SQNR},
     {"Max error", "%.3g", get_max_error, QF_WARN_KINDS},
-    {"Clipped %", "%.3g", get_clipped, QF_WARN_CLIPPED},
-    {"Saturated %", "%.3g", get_saturated, QF_WARN_SATURATED},
+    {"Clipped %", "%.2f", get_clipped, QF_WARN_CLIPPED},
+    {"Saturated %", "%.2f", get_saturated, QF_WARN_SATURATED},
     {"Dead", "%.0f", get_dead, QF_WARN_DEAD},
-    {"Bias % of int32", "%.2g", get_bias, QF_WARN_BIAS}};
+    {"Bias %", "%.2f", get_bias, QF_WARN_BIAS}};
 enum { TABLE_COLUMNS = sizeof table_columns / sizeof *table_columns };
 
 static void put_number_cell(const qf_row *r, const column *c, FILE *out)
@@ -321,6 +324,8 @@ static void put_number_cell(const qf_row *r, const column *c, FILE *out)
             isinf(value) ? 1e9 : value);
     if (isinf(value))
         fputs("exact", out);
+    else if (value > 0 && value < 0.005 && strcmp(c->format, "%.2f") == 0)
+        fputs("&lt;\xe2\x80\x89" "0.01", out); /* not none */
     else
         fprintf(out, c->format, value);
     fputs("</td>", out);
@@ -422,7 +427,11 @@ static void put_histogram(const qf_row *r, bool open, FILE *out)
     qf_html_short(out, *r->layer ? r->layer : r->tensor, NAME_MOST);
     fputs("</span> <span class=\"dim\">", out);
     qf_html_short(out, *r->layer ? r->tensor : "", NAME_MOST);
-    fputs("</span></summary>\n", out);
+    fputs("</span>", out);
+    if (isfinite(r->sqnr))
+        fprintf(out, "<span class=\"db%s\">%.1f\xc2\xa0" "dB</span>",
+                r->warnings & 1u << QF_WARN_SQNR ? " mark" : "", r->sqnr);
+    fputs("</summary>\n", out);
     qf_chart_histogram(r, out);
     fputs("</details>\n", out);
 }
@@ -448,7 +457,7 @@ static bool put_histograms(const qf_summary *s, FILE *out)
                     shown, count);
         fputs("<div class=\"hists\">\n", out);
         for (size_t i = 0; i < shown; i++)
-            put_histogram(rows[i], count <= 8, out);
+            put_histogram(rows[i], i < OPEN_MOST, out);
         fputs("</div>\n</section>\n", out);
     }
     free(rows);
@@ -488,8 +497,9 @@ static void put_skipped(const qf_summary *s, FILE *out)
         return;
     fprintf(out,
             "<section aria-labelledby=\"h-float\">\n<h2 id=\"h-float\">Layers left in float</h2>\n"
-            "<details%s><summary>%zu</summary>\n<ul>\n",
-            s->skipped_count <= 8 ? " open" : "", s->skipped_count);
+            "<details%s><summary>%zu layer%s</summary>\n<ul>\n",
+            s->skipped_count <= 8 ? " open" : "", s->skipped_count,
+            s->skipped_count == 1 ? "" : "s");
     for (size_t i = 0; i < s->skipped_count && i < FILES_MOST; i++) {
         fputs("<li><b>", out);
         qf_html_short(out, s->skipped[i].layer, NAME_MOST);

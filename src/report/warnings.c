@@ -27,8 +27,10 @@ static const struct {
                          "the weight scales anew (quantfold record), or train on until the weights "
                          "are back in the range."},
     [QF_WARN_SQNR] = {"low_sqnr", "Low signal to noise",
-                      "A few large weights take most of the steps. Use a scale a channel instead of "
-                      "one a tensor, smaller groups, more bits, or keep the layer float."},
+                      "The steps are coarse for most of the weights: a few large ones stretch the "
+                      "scale, or it is too large for all. Calculate the weight scales anew "
+                      "(quantfold record); use a scale a channel instead of one a tensor, smaller "
+                      "groups or more bits; or keep the layer float."},
     [QF_WARN_SATURATED] = {"saturated", "Many weights at the ends of the range",
                            "The scales are small for these weights. If they were learned, train on; "
                            "else calculate them anew (quantfold record)."},
