@@ -13,6 +13,8 @@ from ._api import (
     inspect,
     kernels,
     record,
+    report,
+    report_data,
     version,
 )
 from .errors import (
@@ -44,5 +46,7 @@ __all__ = [
     "inspect",
     "kernels",
     "record",
+    "report",
+    "report_data",
     "version",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four functions: export, inspect, check, record."""
+"""The functions: export, inspect, check, record, report."""
 
 from __future__ import annotations
 
@@ -371,6 +371,7 @@ def export(
     include: str | None = None,
     exclude: str | None = None,
     dedup: bool = False,
+    stats: bool = False,
     io: str = "auto",
     fsync: bool = True,
     threads: int = 0,
@@ -396,6 +397,7 @@ def export(
         "free_qdq": _choice("free_qdq", free_qdq, _FREE_QDQ),
         **_weights(weight_only, include, exclude),
         "dedup": dedup,
+        "stats": stats,
         "io": _choice("io", io, _IO),
         "no_sync": not fsync,
         "threads": threads,
@@ -524,6 +526,34 @@ def record(
         findings.check(lib.qf_record_format(made, byref(text), byref(length), byref(error)), error)
         stack.callback(c.libc_free(), text)
         return ctypes.string_at(text, length.value).decode()
+
+
+def report(prefix: PathLike, output: PathLike | None = None) -> str:
+    """Makes a page of what an export with stats=True wrote to `prefix` (or `quantfold checkpoint
+    --stats` to a folder), as `quantfold report` does, and returns its path: `output`, or
+    <prefix>.report.html."""
+    with ExitStack() as stack:
+        findings = _Findings(stack)
+        saved, error = c_void_p(), c.Error()
+        target = None if output is None else _path(output)
+        status = findings.lib.qf_summary_save(_path(prefix), target, byref(saved), byref(error))
+        findings.check(status, error)
+        stack.callback(c.libc_free(), saved)
+        return os.fsdecode(ctypes.string_at(saved))  # type: ignore[arg-type]
+
+
+def report_data(prefix: PathLike) -> dict[str, Any]:
+    """The data of that page, as `quantfold report --json` prints it."""
+    with ExitStack() as stack:
+        findings = _Findings(stack)
+        text, length, error = c_void_p(), c_size_t(), c.Error()
+        status = findings.lib.qf_summary_json(
+            _path(prefix), byref(text), byref(length), byref(error)
+        )
+        findings.check(status, error)
+        stack.callback(c.libc_free(), text)
+        data: dict[str, Any] = json.loads(ctypes.string_at(text, length.value))  # type: ignore[arg-type]
+        return data
 
 
 def version() -> str:

@@ -7,7 +7,8 @@
 
 static const char help[] =
     "usage: quantfold report PREFIX [OPTIONS]\n\n"
-    "Makes a page of what an export with --stats wrote to PREFIX (its --save-path, or the --out of\n"
+    "Makes a page of what an export with --stats wrote to PREFIX (its --save-path, or the --out "
+    "of\n"
     "a checkpoint, or a manifest): sizes, warnings, every layer with its errors, histograms of\n"
     "weights. The page is one HTML file that needs no network.\n\n"
     "  -o, --output FILE   where to write the page (default: PREFIX.report.html; -: standard "

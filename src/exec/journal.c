@@ -36,8 +36,8 @@ typedef struct measures {
 
 bool qf_stats_table_init(qf_stats_table *table, size_t room)
 {
-    *table = (qf_stats_table){.items = qf_spill_alloc((room + 1) * sizeof *table->items),
-                              .room = room};
+    *table =
+        (qf_stats_table){.items = qf_spill_alloc((room + 1) * sizeof *table->items), .room = room};
     return table->items != NULL;
 }
 
@@ -136,8 +136,8 @@ static off_t read_journal(int fd, const qf_hash *fingerprint, size_t count, qf_r
     off_t sound = sizeof h;
     while (read_all(fd, &e, sizeof e) && XXH3_64bits(&e, offsetof(entry, check)) == e.check) {
         bool measured = e.kind == ENTRY_MEASURED;
-        if (measured && (!read_all(fd, &m, sizeof m) ||
-                         XXH3_64bits(&m, offsetof(measures, check)) != m.check))
+        if (measured &&
+            (!read_all(fd, &m, sizeof m) || XXH3_64bits(&m, offsetof(measures, check)) != m.check))
             break;
         sound += (off_t)(sizeof e + (measured ? sizeof m : 0));
         *done |= e.kind == ENTRY_DONE;
@@ -207,7 +207,8 @@ static void gather_one(void *user, int fd, uint32_t shard, uint32_t count)
 {
     gathering *g = user;
     bool done;
-    if (!read_journal(fd, g->fingerprint, g->count, g->results, g->stats, &done) || count > QF_SHARDS_MOST)
+    if (!read_journal(fd, g->fingerprint, g->count, g->results, g->stats, &done) ||
+        count > QF_SHARDS_MOST)
         return;
     struct tally *t = tally_of(g, count);
     g->failed |= !t;
@@ -241,8 +242,7 @@ qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, s
                             qf_result *results, qf_stats_table *stats, char **missing,
                             qf_error *err)
 {
-    gathering g = {
-        .fingerprint = fingerprint, .count = count, .results = results, .stats = stats};
+    gathering g = {.fingerprint = fingerprint, .count = count, .results = results, .stats = stats};
     qf_status status = each_journal(stage, gather_one, &g, err);
     const struct tally *best = NULL; /* the whole one, or else that with the least missing */
     for (size_t i = 0; i < g.tally_count; i++) {

@@ -6,8 +6,9 @@
  *     plan.json                what is being written: its fingerprint and its files
  *     journal.<shard>-of-<n>   an entry for each piece that is whole, and one when all are
  *
- * An entry holds the hashes of the piece's bytes, and behind it are a weight's statistics. Whoever takes the run up again reads the bytes
- * back and compares, so that nothing depends on the order in which a crash let data reach the disk.
+ * An entry holds the hashes of the piece's bytes, and behind it are a weight's statistics. Whoever
+ * takes the run up again reads the bytes back and compares, so that nothing depends on the order in
+ * which a crash let data reach the disk.
  */
 #ifndef QF_EXEC_JOURNAL_H
 #define QF_EXEC_JOURNAL_H
@@ -80,8 +81,8 @@ qf_status qf_journal_add(qf_journal *journal, const qf_result *result, qf_error 
 qf_status qf_journal_finish(qf_journal *journal, bool sync, qf_error *err);
 void qf_journal_close(qf_journal *journal);
 
-/* Reads all journals of an output into `results` and `stats`. *missing is a text that names the shards that are
- * not done, malloc'ed; NULL if some number of shards is whole. */
+/* Reads all journals of an output into `results` and `stats`. *missing is a text that names the
+ * shards that are not done, malloc'ed; NULL if some number of shards is whole. */
 qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
                             qf_result *results, qf_stats_table *stats, char **missing,
                             qf_error *err);

@@ -245,8 +245,8 @@ static qf_status write_pieces(outcome *o, qf_error *err)
 
 /* Adds the filled manifest to the files to be put in place. */
 static qf_status stage_manifest(qf_stage *stage, const char *name, cJSON *manifest,
-                                const qf_result *results, size_t count,
-                                const qf_stats_table *stats, qf_error *err)
+                                const qf_result *results, size_t count, const qf_stats_table *stats,
+                                qf_error *err)
 {
     size_t index;
     qf_status status = qf_manifest_fill(manifest, results, count, stats->items, err);

@@ -84,8 +84,7 @@ static bool next_sampled(const qf_job *job, uint64_t from, uint64_t to, uint64_t
     if (job->rows * job->cols <= QF_SAMPLE_ALL)
         return true;
     for (uint64_t period = from / QF_SAMPLE_PERIOD;; period++) {
-        uint64_t at =
-            period * QF_SAMPLE_PERIOD + STRIDE * period % QF_SAMPLE_EVERY * QF_SAMPLE_RUN;
+        uint64_t at = period * QF_SAMPLE_PERIOD + STRIDE * period % QF_SAMPLE_EVERY * QF_SAMPLE_RUN;
         if (at >= to)
             return false;
         if (at + QF_SAMPLE_RUN > from) {

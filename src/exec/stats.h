@@ -6,9 +6,9 @@
  * make a difference.
  *
  * Every element is counted but for the histograms, which of a weight of more than QF_SAMPLE_ALL
- * elements see a stretch of QF_SAMPLE_RUN in each QF_SAMPLE_PERIOD. The order is that of the source;
- * the stretch moves from one period to the next, so that rows of any length are sampled at all
- * columns.
+ * elements see a stretch of QF_SAMPLE_RUN in each QF_SAMPLE_PERIOD. The order is that of the
+ * source; the stretch moves from one period to the next, so that rows of any length are sampled at
+ * all columns.
  */
 #ifndef QF_EXEC_STATS_H
 #define QF_EXEC_STATS_H

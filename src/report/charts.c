@@ -6,7 +6,7 @@
 #include "report/summary.h"
 
 enum {
-    NAMED_MOST = 24,  /* bars that have their name beside them */
+    NAMED_MOST = 24,    /* bars that have their name beside them */
     COLUMNS_MOST = 400, /* beyond, a column stands for the worst of several rows */
     NAME_HEIGHT = 18,
     BAR_HEIGHT = 10,
@@ -145,8 +145,7 @@ static void columns(const qf_summary *s, size_t count, double end, FILE *out)
         if (!r)
             break;
         double height = PLOT_HEIGHT * percent(r->sqnr, end) / 100;
-        fprintf(out,
-                "<rect class=\"%s\" x=\"%.3f%%\" y=\"%.1f\" width=\"%.3f%%\" height=\"%.1f\">",
+        fprintf(out, "<rect class=\"%s\" x=\"%.3f%%\" y=\"%.1f\" width=\"%.3f%%\" height=\"%.1f\">",
                 class_of(r), left + (double)i * width, TOP + PLOT_HEIGHT - height,
                 width * (n > 150 ? 1 : 0.75), height);
         put_title(out, r);
@@ -233,9 +232,11 @@ void qf_chart_histogram(const qf_row *r, FILE *out)
             h->from + 0.5, h->to - 0.5);
     if (h->floats)
         fputs(" <span class=\"key k-floats\">floats / scale</span>", out);
-    if (h->below + h->above > 0)
+    if (h->below + h->above > 0 && h->sampled > 0)
         fprintf(out, " <span class=\"key k-out\">%.3g %% beyond the range</span>",
                 100 * (h->below + h->above) / h->sampled);
-    fprintf(out, " <span class=\"note\">%.0f %s</span></figcaption></figure>\n", h->sampled,
-            h->sampled < r->elements ? "weights sampled" : "weights");
+    if (!isnan(h->sampled))
+        fprintf(out, " <span class=\"note\">%.0f %s</span>", h->sampled,
+                h->sampled < r->elements ? "weights sampled" : "weights");
+    fputs("</figcaption></figure>\n", out);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The page: what is worrying first, then every number, then pictures. It asks for nothing: style and
- * script are inline, and its Content-Security-Policy allows those two alone, by their hash. */
+/* The page: what is worrying first, then every number, then pictures. It asks for nothing: style
+ * and script are inline, and its Content-Security-Policy allows those two alone, by their hash. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +8,10 @@
 #include "report/summary.h"
 
 enum {
-    ROWS_MOST = 5000,      /* of the table */
-    HISTOGRAMS_MOST = 48,  /* those of the worst rows */
-    LISTED_MOST = 5,       /* layers of a kind of warning that are seen at once */
-    UNFOLDED_MOST = 200,   /* and when the rest is unfolded */
+    ROWS_MOST = 5000,     /* of the table */
+    HISTOGRAMS_MOST = 48, /* those of the worst rows */
+    LISTED_MOST = 5,      /* layers of a kind of warning that are seen at once */
+    UNFOLDED_MOST = 200,  /* and when the rest is unfolded */
     FILES_MOST = 300,
     OPEN_MOST = 6, /* histograms that are unfolded from the start */
     NAME_MOST = 60
@@ -164,7 +164,10 @@ static void put_facts(const qf_summary *s, FILE *out)
     else
         fprintf(out, "<div><dt>Weights quantized</dt><dd>%zu</dd></div>\n", s->row_count);
     if (worst) {
-        fprintf(out, "<div><dt>Lowest SQNR</dt><dd>%.1f\xc2\xa0" "dB <small>", worst->sqnr);
+        fprintf(out,
+                "<div><dt>Lowest SQNR</dt><dd>%.1f\xc2\xa0"
+                "dB <small>",
+                worst->sqnr);
         qf_html_short(out, *worst->layer ? worst->layer : worst->tensor, 28);
         fputs("</small></dd></div>\n", out);
     }
@@ -300,16 +303,15 @@ static double get_bias(const qf_row *r)
     return 100 * r->bias_share;
 }
 
-static const column table_columns[] = {
-    {"Channels", "%.0f", get_channels, QF_WARN_KINDS},
-    {"Scale min", "%.3g", get_scale_min, QF_WARN_NEAR_ZERO},
-    {"Scale max", "%.3g", get_scale_max, QF_WARN_KINDS},
-    {"SQNR dB", "%.1f", get_sqnr, QF_WARN_SQNR},
-    {"Max error", "%.3g", get_max_error, QF_WARN_KINDS},
-    {"Clipped %", "%.2f", get_clipped, QF_WARN_CLIPPED},
-    {"Saturated %", "%.2f", get_saturated, QF_WARN_SATURATED},
-    {"Dead", "%.0f", get_dead, QF_WARN_DEAD},
-    {"Bias %", "%.2f", get_bias, QF_WARN_BIAS}};
+static const column table_columns[] = {{"Channels", "%.0f", get_channels, QF_WARN_KINDS},
+                                       {"Scale min", "%.3g", get_scale_min, QF_WARN_NEAR_ZERO},
+                                       {"Scale max", "%.3g", get_scale_max, QF_WARN_KINDS},
+                                       {"SQNR dB", "%.1f", get_sqnr, QF_WARN_SQNR},
+                                       {"Max error", "%.3g", get_max_error, QF_WARN_KINDS},
+                                       {"Clipped %", "%.2f", get_clipped, QF_WARN_CLIPPED},
+                                       {"Saturated %", "%.2f", get_saturated, QF_WARN_SATURATED},
+                                       {"Dead", "%.0f", get_dead, QF_WARN_DEAD},
+                                       {"Bias %", "%.2f", get_bias, QF_WARN_BIAS}};
 enum { TABLE_COLUMNS = sizeof table_columns / sizeof *table_columns };
 
 static void put_number_cell(const qf_row *r, const column *c, FILE *out)
@@ -325,7 +327,9 @@ static void put_number_cell(const qf_row *r, const column *c, FILE *out)
     if (isinf(value))
         fputs("exact", out);
     else if (value > 0 && value < 0.005 && strcmp(c->format, "%.2f") == 0)
-        fputs("&lt;\xe2\x80\x89" "0.01", out); /* not none */
+        fputs("&lt;\xe2\x80\x89"
+              "0.01",
+              out); /* not none */
     else
         fprintf(out, c->format, value);
     fputs("</td>", out);
@@ -334,8 +338,8 @@ static void put_number_cell(const qf_row *r, const column *c, FILE *out)
 /* "A8 W8", "W4 in groups of 128". */
 static void put_scheme(const qf_row *r, FILE *out)
 {
-    double order = (r->activation_bits > 0 ? r->activation_bits : 0) * 100 +
-                   (r->bits > 0 ? r->bits : 0);
+    double order =
+        (r->activation_bits > 0 ? r->activation_bits : 0) * 100 + (r->bits > 0 ? r->bits : 0);
     fprintf(out, "<td data-v=\"%.0f\">", order);
     if (r->activation_bits > 0)
         fprintf(out, "A%.0f%s", r->activation_bits, r->bits > 0 ? " " : "");
@@ -372,11 +376,12 @@ static void put_table_row(const qf_row *r, FILE *out)
 
 static void put_table(const qf_summary *s, FILE *out)
 {
-    fputs("<section aria-labelledby=\"h-layers\">\n<h2 id=\"h-layers\">Layers</h2>\n"
-          "<div class=\"scroll\" role=\"region\" aria-labelledby=\"h-layers\" tabindex=\"0\">\n"
-          "<table id=\"layers\">\n<thead><tr><th scope=\"col\">Layer</th><th scope=\"col\">Type</th>"
-          "<th scope=\"col\">Bits</th>",
-          out);
+    fputs(
+        "<section aria-labelledby=\"h-layers\">\n<h2 id=\"h-layers\">Layers</h2>\n"
+        "<div class=\"scroll\" role=\"region\" aria-labelledby=\"h-layers\" tabindex=\"0\">\n"
+        "<table id=\"layers\">\n<thead><tr><th scope=\"col\">Layer</th><th scope=\"col\">Type</th>"
+        "<th scope=\"col\">Bits</th>",
+        out);
     for (size_t i = 0; i < TABLE_COLUMNS; i++)
         fprintf(out, "<th scope=\"col\" class=\"n\">%s</th>", table_columns[i].title);
     fputs("</tr></thead>\n<tbody>\n", out);
@@ -429,7 +434,9 @@ static void put_histogram(const qf_row *r, bool open, FILE *out)
     qf_html_short(out, *r->layer ? r->tensor : "", NAME_MOST);
     fputs("</span>", out);
     if (isfinite(r->sqnr))
-        fprintf(out, "<span class=\"db%s\">%.1f\xc2\xa0" "dB</span>",
+        fprintf(out,
+                "<span class=\"db%s\">%.1f\xc2\xa0"
+                "dB</span>",
                 r->warnings & 1u << QF_WARN_SQNR ? " mark" : "", r->sqnr);
     fputs("</summary>\n", out);
     qf_chart_histogram(r, out);
@@ -481,7 +488,9 @@ static void put_files(const qf_summary *s, FILE *out)
         fputs("<tr><th scope=\"row\">", out);
         qf_html_text(out, f->name);
         fprintf(out, "</th><td>%s</td><td class=\"n\">",
-                i < s->input_count ? "source" : f->fake_quant ? "fake_quant" : "deploy");
+                i < s->input_count ? "source"
+                : f->fake_quant    ? "fake_quant"
+                                   : "deploy");
         put_bytes(out, f->bytes);
         fputs("</td></tr>\n", out);
     }
@@ -519,9 +528,10 @@ bool qf_summary_to_html(const qf_summary *s, FILE *out)
     put_head(s, out);
     put_header(s, out);
     put_warnings(s, out);
-    fputs("<section aria-labelledby=\"h-sqnr\">\n<h2 id=\"h-sqnr\">Signal to quantization noise</h2>"
-          "\n",
-          out);
+    fputs(
+        "<section aria-labelledby=\"h-sqnr\">\n<h2 id=\"h-sqnr\">Signal to quantization noise</h2>"
+        "\n",
+        out);
     qf_chart_sqnr(s, out);
     fputs("</section>\n", out);
     put_table(s, out);

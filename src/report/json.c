@@ -67,8 +67,7 @@ static bool add_histogram(cJSON *item, const qf_histogram *h)
 {
     cJSON *out = cJSON_AddObjectToObject(item, "histogram");
     return out && qf_json_add_number(out, "from", h->from) &&
-           qf_json_add_number(out, "to", h->to) &&
-           qf_json_add_number(out, "sampled", h->sampled) &&
+           qf_json_add_number(out, "to", h->to) && qf_json_add_number(out, "sampled", h->sampled) &&
            qf_json_add_number(out, "below", h->below) &&
            qf_json_add_number(out, "above", h->above) &&
            add_counts(out, "float", h->floats, QF_BINS) &&

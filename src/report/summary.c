@@ -149,13 +149,12 @@ static qf_row *add_row(qf_summary *s)
         return NULL;
     qf_row *row = &s->rows[s->row_count++];
     *row = (qf_row){.layer = "", .op = "", .tensor = ""};
-    double *numbers[] = {&row->activation_bits, &row->bits,         &row->elements,
-                         &row->channels,        &row->scales,       &row->group,
-                         &row->scale_min,       &row->scale_max,    &row->near_zero,
-                         &row->sqnr,            &row->clipped,      &row->mean_square_error,
-                         &row->max_error,       &row->saturated,    &row->dead,
-                         &row->scale_d,         &row->offset_d,     &row->bias_largest,
-                         &row->bias_share};
+    double *numbers[] = {
+        &row->activation_bits, &row->bits,         &row->elements,  &row->channels,
+        &row->scales,          &row->group,        &row->scale_min, &row->scale_max,
+        &row->near_zero,       &row->sqnr,         &row->clipped,   &row->mean_square_error,
+        &row->max_error,       &row->saturated,    &row->dead,      &row->scale_d,
+        &row->offset_d,        &row->bias_largest, &row->bias_share};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         *numbers[i] = NAN;
     return row;
@@ -261,7 +260,8 @@ static bool read_rows(qf_summary *s)
 static bool read_skipped(qf_summary *s)
 {
     const cJSON *item, *array = array_of(s->manifest, "skipped");
-    s->skipped = qf_arena_array(&s->arena, (size_t)cJSON_GetArraySize(array) + 1, sizeof *s->skipped);
+    s->skipped =
+        qf_arena_array(&s->arena, (size_t)cJSON_GetArraySize(array) + 1, sizeof *s->skipped);
     if (!s->skipped)
         return false;
     cJSON_ArrayForEach(item, array)
@@ -277,8 +277,7 @@ bool qf_summary_read(qf_summary *s)
     s->version = text_of(s->manifest, "quantfold");
     s->scheme = text_of(s->manifest, "scheme");
     if (!read_files(s, "inputs", &s->inputs, &s->input_count) ||
-        !read_files(s, "files", &s->outputs, &s->output_count) || !read_rows(s) ||
-        !read_skipped(s))
+        !read_files(s, "files", &s->outputs, &s->output_count) || !read_rows(s) || !read_skipped(s))
         return false;
     s->title = s->input_count && *s->inputs[0].name ? s->inputs[0].name : "model";
     add_sizes(s);
@@ -323,15 +322,15 @@ static qf_status parse(qf_summary *s, const char *place, qf_error *err)
     enum { MOST = 1 << 28 };
     char *text;
     size_t length;
-    qf_status status =
-        qf_file_read_text(place, "manifest", MOST, &text, &length, NULL, NULL, err);
+    qf_status status = qf_file_read_text(place, "manifest", MOST, &text, &length, NULL, NULL, err);
     if (status != QF_OK)
         return status;
     s->manifest = cJSON_ParseWithLength(text, length);
     qf_spill_free(text);
     if (!s->manifest || !array_of(s->manifest, "files"))
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = place},
-                          "this is no manifest of quantfold; 'quantfold export --stats' writes one");
+        return qf_fail_at(
+            err, QF_ERR_INPUT, (qf_where){.file = place},
+            "this is no manifest of quantfold; 'quantfold export --stats' writes one");
     return qf_summary_read(s) && qf_summary_warn(s) ? QF_OK : qf_fail_memory(err);
 }
 

@@ -86,8 +86,8 @@ typedef struct qf_summary {
     size_t warning_count, warning_cap;
 } qf_summary;
 
-/* Reads the manifest of what was exported to `path`: a save path, the folder of a checkpoint, or the
- * manifest itself. *place is its path, to free(). */
+/* Reads the manifest of what was exported to `path`: a save path, the folder of a checkpoint, or
+ * the manifest itself. *place is its path, to free(). */
 qf_status qf_summary_open(const char *path, qf_summary **out, char **place, qf_error *err);
 void qf_summary_close(qf_summary *summary);
 

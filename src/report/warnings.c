@@ -17,11 +17,12 @@ static const double saturated_most = 0.02, saturated_most_4bit = 0.1;
 static const struct {
     const char *word, *title, *advice;
 } kinds[QF_WARN_KINDS] = {
-    [QF_WARN_BIAS] = {"bias_near_range", "Bias near the end of int32",
-                      "On the NPU the bias and the products of weights and activations are added in "
-                      "32 bits, and little room is left for the products. The dequant scale, "
-                      "scale_w x scale_d, is too small for this bias: widen the range of the "
-                      "weights or of the activations, or keep the layer float."},
+    [QF_WARN_BIAS] =
+        {"bias_near_range", "Bias near the end of int32",
+         "On the NPU the bias and the products of weights and activations are added in "
+         "32 bits, and little room is left for the products. The dequant scale, "
+         "scale_w x scale_d, is too small for this bias: widen the range of the "
+         "weights or of the activations, or keep the layer float."},
     [QF_WARN_CLIPPED] = {"clipped", "Weights clipped",
                          "They lie beyond the range of the scales and became its ends. Calculate "
                          "the weight scales anew (quantfold record), or train on until the weights "
@@ -31,13 +32,15 @@ static const struct {
                       "scale, or it is too large for all. Calculate the weight scales anew "
                       "(quantfold record); use a scale a channel instead of one a tensor, smaller "
                       "groups or more bits; or keep the layer float."},
-    [QF_WARN_SATURATED] = {"saturated", "Many weights at the ends of the range",
-                           "The scales are small for these weights. If they were learned, train on; "
-                           "else calculate them anew (quantfold record)."},
-    [QF_WARN_DEAD] = {"dead_channels", "Channels of zeros",
-                      "Every weight of the channel was rounded to zero, so that it adds nothing. If "
-                      "it was pruned, remove it from the model; else its scale is too large: use a "
-                      "scale a channel."},
+    [QF_WARN_SATURATED] =
+        {"saturated", "Many weights at the ends of the range",
+         "The scales are small for these weights. If they were learned, train on; "
+         "else calculate them anew (quantfold record)."},
+    [QF_WARN_DEAD] =
+        {"dead_channels", "Channels of zeros",
+         "Every weight of the channel was rounded to zero, so that it adds nothing. If "
+         "it was pruned, remove it from the model; else its scale is too large: use a "
+         "scale a channel."},
     [QF_WARN_NEAR_ZERO] = {"near_zero_scales", "Scales near zero",
                            "They are what channels of zeros get, or smaller, and may vanish in the "
                            "float16 arithmetic of an NPU. Look at the channel's weights in the "
@@ -86,7 +89,7 @@ static bool judge(qf_summary *s, qf_warning_kind kind, size_t i)
     double most = r->bits <= 4 ? saturated_most_4bit : saturated_most;
     switch (kind) {
     case QF_WARN_BIAS:
-        return !(r->bias_share > bias_share_most) ||
+        return !(r->bias_share > bias_share_most && r->bias_largest > 0) ||
                warn(s, kind, i, "its largest bias is %.0f, %.0f %% of what int32 holds",
                     r->bias_largest, 100 * r->bias_share);
     case QF_WARN_CLIPPED:
@@ -102,13 +105,14 @@ static bool judge(qf_summary *s, qf_warning_kind kind, size_t i)
                warn(s, kind, i, "%.3g %% of its weights are the least or the greatest integer",
                     100 * r->saturated / r->elements);
     case QF_WARN_DEAD:
-        return !(r->dead > 0) || warn(s, kind, i, "%.0f of %.0f channels are all zeros", r->dead,
-                                      r->channels);
+        return !(r->dead > 0 && r->channels > 0) ||
+               warn(s, kind, i, "%.0f of %.0f channels are all zeros", r->dead, r->channels);
     case QF_WARN_NEAR_ZERO:
         if (r->scale_d > 0 && r->scale_d <= 0x1p-23)
             return warn(s, kind, i, "its activation scale is %.3g", r->scale_d);
-        return !(r->near_zero > 0) || warn(s, kind, i, "%.0f of %.0f scales are %.3g or less",
-                                           r->near_zero, r->scales, 0x1p-23);
+        return !(r->near_zero > 0 && r->scales > 0) ||
+               warn(s, kind, i, "%.0f of %.0f scales are %.3g or less", r->near_zero, r->scales,
+                    0x1p-23);
     case QF_WARN_KINDS:
         break;
     }

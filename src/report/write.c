@@ -80,7 +80,8 @@ static char *default_target(const char *place)
     stem = usual ? stem : n;
     char *target = malloc(stem + 1 + sizeof name);
     if (target)
-        snprintf(target, stem + 1 + sizeof name, "%.*s%s%s", (int)stem, place, usual ? "" : ".", name);
+        snprintf(target, stem + 1 + sizeof name, "%.*s%s%s", (int)stem, place, usual ? "" : ".",
+                 name);
     return target;
 }
 
