@@ -13,8 +13,16 @@ static void count_bins(const uint8_t *bins, size_t n, uint32_t *counts, size_t c
 {
     uint32_t ways[WAYS][QF_FLOAT_BINS];
     memset(ways, 0, sizeof ways);
-    for (size_t i = 0; i < n; i++)
-        ways[i % WAYS][bins[i]]++;
+    size_t i = 0;
+    for (; i + WAYS <= n; i += WAYS) {
+        uint8_t a = bins[i], b = bins[i + 1], c = bins[i + 2], d = bins[i + 3];
+        ways[0][a]++;
+        ways[1][b]++;
+        ways[2][c]++;
+        ways[3][d]++;
+    }
+    for (; i < n; i++)
+        ways[0][bins[i]]++;
     for (size_t b = 0; b < count; b++)
         counts[b] += ways[0][b] + ways[1][b] + ways[2][b] + ways[3][b];
 }

@@ -88,6 +88,11 @@ typedef struct qf_kernels {
      * x[i] are finite. */
     qf_errors_fn errors_f32, errors_f16, errors_bf16;
     qf_errors_columns_fn errors_columns_f32, errors_columns_f16, errors_columns_bf16;
+    /* Quantizes as quantize does, scale of element i being scales[i * step] (step is 0 or 1), and
+     * adds what was lost to *sums as errors does, from one read. out.q is wanted. If it returns
+     * false, the sums are unspecified. */
+    bool (*measure)(const void *x, qf_element type, size_t n, const float *scales, size_t step,
+                    int lo, int hi, qf_quantized out, qf_error_sums *sums);
     /* How many of q are `lo` or `hi`. */
     size_t (*ends)(const int8_t *q, size_t n, int lo, int hi);
 

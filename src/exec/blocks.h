@@ -58,25 +58,23 @@ static inline uint64_t qf_channel_index(const qf_job *job, uint64_t row, uint64_
 uint64_t qf_scale_index(const qf_job *job, uint64_t row, uint64_t col);
 void qf_gather_scales(const qf_job *job, uint64_t first, size_t n, float *out);
 
-/* Takes quantized elements into the scratch's sums and statistics, if somebody wants them: elements
- * x[at] on, from flat index `first` on, that share a scale, or a row of them with a scale each. */
-static inline void qf_count_errors(qf_scratch *s, uint64_t first, qf_elements x, size_t at,
-                                   const int8_t *q, size_t n, float scale)
+/* Quantizes n elements x[at] on, which are those from flat index `first` on, and takes them into
+ * the scratch's sums and statistics if somebody wants them. `step` is 1 if each has its scale, 0 if
+ * all have the first. False if one is not finite. */
+static inline bool qf_quantize_counted(qf_scratch *s, uint64_t first, qf_elements x, size_t at,
+                                       size_t n, const float *scales, size_t step, int bits,
+                                       qf_quantized out)
 {
-    if (!s->errors)
-        return;
+    const qf_kernels *k = qf_kernels_get();
     const unsigned char *from = x.data + at * qf_element_size(x.type);
-    qf_errors_for(qf_kernels_get(), x.type)(from, q, n, scale, s->errors);
-    qf_collect_floats(s->stats, first, n, from, x.type, &scale, 0);
-}
-
-static inline void qf_count_column_errors(qf_scratch *s, uint64_t first, qf_elements x,
-                                          const int8_t *q, size_t n, const float *scales)
-{
-    if (!s->errors)
-        return;
-    qf_errors_columns_for(qf_kernels_get(), x.type)(x.data, q, n, scales, s->errors);
-    qf_collect_floats(s->stats, first, n, x.data, x.type, scales, 1);
+    int lo = -(1 << (bits - 1)), hi = -lo - 1;
+    if (s->errors) {
+        bool finite = k->measure(from, x.type, n, scales, step, lo, hi, out, s->errors);
+        qf_collect_floats(s->stats, first, n, from, x.type, scales, step);
+        return finite;
+    }
+    return step ? qf_quantize_columns_for(k, x.type)(from, 1, n, scales, lo, hi, out)
+                : qf_quantize_for(k, x.type)(from, n, *scales, lo, hi, out);
 }
 
 /* ---- store.c ---- */

@@ -290,39 +290,32 @@ qf_elements qf_block_elements(const qf_job *job, const qf_varint_index *index, u
 static bool quantize_span(const qf_job *job, uint64_t first, size_t n, qf_elements x, qf_scratch *s,
                           qf_quantized out)
 {
-    const qf_kernels *k = qf_kernels_get();
-    size_t width = qf_element_size(x.type);
     int lo = -(1 << (job->bits - 1)), hi = -lo - 1;
     bool finite = true;
     float gathered[GATHER];
     for (size_t done = 0; done < n;) {
         uint64_t row = (first + done) / job->cols, col = (first + done) % job->cols;
-        const unsigned char *at = x.data + done * width;
         const float *scales = job->scales + qf_scale_index(job, row, col);
-        size_t left = n - done, run = same_scale(job, row, col, left);
-        if (run >= SHORT_RUN || run == left) {
-            finite &= qf_quantize_for(k, x.type)(at, run, *scales, lo, hi,
-                                                 qf_quantized_behind(out, done));
-            qf_count_errors(s, first + done, x, done, out.q + done, run, *scales);
-        } else {
-            size_t rows = 1;
+        size_t left = n - done, run = same_scale(job, row, col, left), step = 0, rows = 1;
+        qf_quantized to = qf_quantized_behind(out, done);
+        if (run < SHORT_RUN && run < left) {
+            step = 1;
             run = scales_in_a_row(job, col, left);
             if (run < SHORT_RUN && run < left) {
                 run = (size_t)qf_at_most(left, GATHER);
                 qf_gather_scales(job, first + done, run, gathered);
                 scales = gathered;
-            } else if (col == 0 && job->row_mul == 0 && job->row_mod == 1) {
+            } else if (!s->errors && col == 0 && job->row_mul == 0 && job->row_mod == 1) {
                 rows = left / run;
             }
-            finite &= qf_quantize_columns_for(k, x.type)(at, rows, run, scales, lo, hi,
-                                                         qf_quantized_behind(out, done));
-            for (size_t i = 0; i < rows; i++)
-                qf_count_column_errors(s, first + done + i * run,
-                                       (qf_elements){at + i * run * width, x.type},
-                                       out.q + done + i * run, run, scales);
-            run *= rows;
         }
-        done += run;
+        if (rows == 1)
+            finite &=
+                qf_quantize_counted(s, first + done, x, done, run, scales, step, job->bits, to);
+        else
+            finite &= qf_quantize_columns_for(qf_kernels_get(), x.type)(
+                x.data + done * qf_element_size(x.type), rows, run, scales, lo, hi, to);
+        done += rows * run;
     }
     return finite;
 }
