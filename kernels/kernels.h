@@ -88,6 +88,13 @@ typedef struct qf_kernels {
      * x[i] are finite. */
     qf_errors_fn errors_f32, errors_f16, errors_bf16;
     qf_errors_columns_fn errors_columns_f32, errors_columns_f16, errors_columns_bf16;
+    /* Quantizes as quantize does, scale of element i being scales[i * step] (step is 0 or 1), and
+     * adds what was lost to *sums as errors does, from one read. out.q is wanted. If it returns
+     * false, the sums are unspecified. */
+    bool (*measure)(const void *x, qf_element type, size_t n, const float *scales, size_t step,
+                    int lo, int hi, qf_quantized out, qf_error_sums *sums);
+    /* How many of q are `lo` or `hi`. */
+    size_t (*ends)(const int8_t *q, size_t n, int lo, int hi);
 
     /* y[i] = q[i]; y[i] = q[i] * scale; y[i] = q[i] * scales[i]. */
     void (*widen)(const int8_t *q, size_t n, float *y);
@@ -145,5 +152,17 @@ bool qf_quantize_nibbles(const qf_kernels *k, const void *x, qf_element type, si
 size_t qf_quantize_transposed(const qf_kernels *k, const void *src, qf_element type,
                               size_t src_stride, size_t rows, size_t cols, const float *scales,
                               size_t scale_count, int lo, int hi, qf_quantized out);
+
+/* ---- histogram.c: counts by value, portable -------------------------------------------------- */
+
+/* Bins of a histogram; one of integers of fewer bits uses the first 2^bits alone. */
+enum { QF_BIN_BITS = 6, QF_BINS = 1 << QF_BIN_BITS, QF_FLOAT_BINS = QF_BINS + 2 };
+/* counts[b] += how many of q, integers of `bits` bits, fall into bin b of equal parts of their
+ * range. */
+void qf_histogram_ints(const int8_t *q, size_t n, int bits, uint32_t counts[QF_BINS]);
+/* The same of x[i] / scales[i * step], in QF_BINS bins from half a step below the range to half a
+ * step above it, between a bin of what is below and one of what is above. */
+void qf_histogram_floats(const void *x, qf_element type, size_t n, const float *scales, size_t step,
+                         int bits, uint32_t counts[QF_FLOAT_BINS]);
 
 #endif

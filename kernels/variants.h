@@ -18,6 +18,7 @@
     X(absmax_columns_f16, isa) X(absmax_columns_bf16, isa) X(minmax, isa)                          \
     X(minmax_columns, isa) X(errors_f32, isa) X(errors_f16, isa) X(errors_bf16, isa)               \
     X(errors_columns_f32, isa) X(errors_columns_f16, isa) X(errors_columns_bf16, isa)              \
+    X(measure, isa) X(ends, isa)                                                                   \
     X(widen, isa) X(dequantize, isa) X(dequantize_columns, isa) X(pack_pairs, isa)                 \
     X(pack_rows, isa) X(bias_f32, isa) X(bias_f64, isa) X(dequant_scale, isa)                      \
     X(dequant_pack, isa) X(transpose, isa)

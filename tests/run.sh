@@ -61,7 +61,7 @@ QUANTFOLD_BIN=build-clang/quantfold "$python" -m pytest "$hpc::test_ranks" "$hpc
 step "golden, conformance and fault tests: sanitizers"
 # the Python package loads the library, which a sanitizer does not allow
 QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large --ignore tests/hpc \
-  --ignore tests/python -q -p no:cacheprovider
+  --ignore tests/python --ignore tests/report/test_browser.py -q -p no:cacheprovider
 
 [ "$(uname -m)" = x86_64 ] || exit 0 # aarch64 itself has had its tests above
 

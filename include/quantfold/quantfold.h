@@ -10,7 +10,8 @@
  *   4. Export                          options -> plan -> export -> report
  *   5. One call                        qf_save_quant_retrain_model, the reference's function
  *   6. Checkpoints                     safetensors folders of large language models
- *   7. Kernels                         which instruction set runs
+ *   7. Reports                         a page of what was exported
+ *   8. Kernels                         which instruction set runs
  *
  * A whole program:
  *
@@ -340,6 +341,7 @@ typedef struct qf_export_options {
                      * what is done for the next */
     uint32_t shard; /* of shard_count, from 0: write that part of the files and put none in place */
     uint32_t shard_count; /* 0: the whole */
+    bool stats; /* the manifest, then written in any case, has what qf_summary_html shows */
 } qf_export_options;
 /* Fills the first `size` bytes of an options struct with the defaults of this library. */
 QF_API void qf_export_options_init_sized(qf_export_options *options, size_t size);
@@ -467,6 +469,7 @@ typedef struct qf_checkpoint_options {
     bool ignore_target;
     qf_progress_fn progress;
     void *progress_user;
+    bool stats;
 } qf_checkpoint_options;
 QF_API void qf_checkpoint_options_init_sized(qf_checkpoint_options *options, size_t size);
 static inline void qf_checkpoint_options_init(qf_checkpoint_options *options)
@@ -503,7 +506,23 @@ QF_API const char *qf_checkpoint_plan_passed(const qf_checkpoint_plan *plan, siz
 /* Runs the plan as qf_export does; a plan can be run once. */
 QF_API qf_status qf_checkpoint_export(qf_checkpoint_plan *plan, qf_report **out, qf_error *err);
 
-/* ---- 7. Kernels --------------------------------------------------------------------------- */
+/* ---- 7. Reports --------------------------------------------------------------------------- */
+
+/* What an export or a checkpoint with `stats` wrote, as a page or as JSON: docs/report.md. `path` is
+ * the save path, the folder of the checkpoint, or the manifest itself. A manifest without
+ * statistics gives what it has. QF_ERR_INPUT if there is no manifest, or it is none. */
+
+/* The page: one HTML document that refers to nothing outside itself. *out is malloc'ed,
+ * NUL-terminated and the caller's to free(). *length excludes the NUL and may be NULL. */
+QF_API qf_status qf_summary_html(const char *path, char **out, size_t *length, qf_error *err);
+/* The same data as a JSON document. */
+QF_API qf_status qf_summary_json(const char *path, char **out, size_t *length, qf_error *err);
+/* Writes the page to `target`, mode 0640, whole or not at all; NULL: beside the manifest,
+ * <prefix>.report.html. *saved, which may be NULL, is where, malloc'ed and the caller's to free().
+ */
+QF_API qf_status qf_summary_save(const char *path, const char *target, char **saved, qf_error *err);
+
+/* ---- 8. Kernels --------------------------------------------------------------------------- */
 
 /* Name of the instruction set whose kernels run: "scalar", "avx2", "avx512", "neon". It is the best
  * that the machine has, or what the environment variable QUANTFOLD_ISA says; a value that names

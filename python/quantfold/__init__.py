@@ -15,6 +15,8 @@ from ._api import (
     inspect,
     kernels,
     record,
+    report,
+    report_data,
     version,
 )
 from ._checkpoint import CheckpointReport, CheckpointTensor, checkpoint
@@ -52,5 +54,7 @@ __all__ = [
     "inspect",
     "kernels",
     "record",
+    "report",
+    "report_data",
     "version",
 ]

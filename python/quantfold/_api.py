@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functions on ONNX models: export, commit, inspect, check, record."""
+"""The functions on ONNX models: export, commit, inspect, check, record, report."""
 
 from __future__ import annotations
 
@@ -328,6 +328,7 @@ def export(
     exclude: str | None = None,
     dedup: bool = False,
     manifest: bool = False,
+    stats: bool = False,
     resume: bool = False,
     shard: tuple[int, int] | None = None,
     io: str = "auto",
@@ -358,6 +359,7 @@ def export(
         **_weights(weight_only, include, exclude),
         "dedup": dedup,
         "manifest": manifest,
+        "stats": stats,
         "resume": resume,
         **_part(shard),
         "io": _choice("io", io, _IO),
@@ -441,7 +443,7 @@ def _ranges(stack: ExitStack, findings: _Findings, given: object) -> c_void_p | 
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        path = _path(given)  # type: ignore[arg-type]
+        path = _path(given)
         return findings.open(stack, "qf_ranges_open", "qf_ranges_close", path)
     text = json.dumps(given).encode()
     return findings.open(
@@ -487,6 +489,34 @@ def record(
         findings.check(lib.qf_record_format(made, byref(text), byref(length), byref(error)), error)
         stack.callback(c.libc_free(), text)
         return ctypes.string_at(text, length.value).decode()
+
+
+def report(prefix: PathLike, output: PathLike | None = None) -> str:
+    """Makes a page of what an export with stats=True wrote to `prefix` (or `quantfold checkpoint
+    --stats` to a folder), as `quantfold report` does, and returns its path: `output`, or
+    <prefix>.report.html."""
+    with ExitStack() as stack:
+        findings = _Findings(stack)
+        saved, error = c_void_p(), c.Error()
+        target = None if output is None else _path(output)
+        status = findings.lib.qf_summary_save(_path(prefix), target, byref(saved), byref(error))
+        findings.check(status, error)
+        stack.callback(c.libc_free(), saved)
+        return os.fsdecode(ctypes.string_at(saved))
+
+
+def report_data(prefix: PathLike) -> dict[str, Any]:
+    """The data of that page, as `quantfold report --json` prints it."""
+    with ExitStack() as stack:
+        findings = _Findings(stack)
+        text, length, error = c_void_p(), c_size_t(), c.Error()
+        status = findings.lib.qf_summary_json(
+            _path(prefix), byref(text), byref(length), byref(error)
+        )
+        findings.check(status, error)
+        stack.callback(c.libc_free(), text)
+        data: dict[str, Any] = json.loads(ctypes.string_at(text, length.value))
+        return data
 
 
 def version() -> str:

@@ -141,6 +141,7 @@ class ExportOptions(Structure):
         ("resume", c_bool),
         ("shard", c_uint32),
         ("shard_count", c_uint32),
+        ("stats", c_bool),
     ]
 
 
@@ -208,6 +209,7 @@ class CheckpointOptions(Structure):
         ("ignore_target", c_bool),
         ("progress", ProgressFn),
         ("progress_user", c_void_p),
+        ("stats", c_bool),
     ]
 
 
@@ -286,6 +288,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "qf_checkpoint_plan_passed_count": (c_size_t, [c_void_p]),
     "qf_checkpoint_plan_passed": (c_char_p, [c_void_p, c_size_t]),
     "qf_checkpoint_export": (c_int, [c_void_p, _OUT, _ERR]),
+    "qf_summary_html": (c_int, [c_char_p, _OUT, POINTER(c_size_t), _ERR]),
+    "qf_summary_json": (c_int, [c_char_p, _OUT, POINTER(c_size_t), _ERR]),
+    "qf_summary_save": (c_int, [c_char_p, c_char_p, _OUT, _ERR]),
 }
 
 

@@ -14,6 +14,7 @@ qf_status qf_checkpoint_export(qf_checkpoint_plan *p, qf_report **out, qf_error 
                                 .memory_limit = o->memory_limit,
                                 .no_sync = o->no_sync,
                                 .manifest = o->manifest,
+                                .stats = o->stats,
                                 .resume = o->resume,
                                 .shard = o->shard,
                                 .shard_count = o->shard_count,

@@ -208,6 +208,7 @@ static qf_status set_scales(qf_checkpoint_plan *p, const qf_safetensor *t, qf_jo
     job->row_div = job->row_mod = 1;
     job->row_mul = across;
     job->col_div = group;
+    job->grouping = QF_GROUPED_ROWS;
     return QF_OK;
 }
 

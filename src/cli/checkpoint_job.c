@@ -37,6 +37,7 @@ const cli_option cli_checkpoint_table[] = {
      .kind = CLI_SIZE,
      .at = offsetof(cli_checkpoint, options.memory_limit)},
     {.name = "manifest", .kind = CLI_FLAG, .at = offsetof(cli_checkpoint, options.manifest)},
+    {.name = "stats", .kind = CLI_FLAG, .at = offsetof(cli_checkpoint, options.stats)},
     {.name = "resume", .kind = CLI_FLAG, .at = offsetof(cli_checkpoint, options.resume)},
     {.name = "shard",
      .kind = CLI_SHARD,

@@ -17,6 +17,7 @@ int cmd_record(int argc, char **argv);
 int cmd_commit(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
 int cmd_batch(int argc, char **argv);
+int cmd_report(int argc, char **argv);
 
 /* Options that several subcommands take. */
 typedef struct cli_inputs {

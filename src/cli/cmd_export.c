@@ -39,6 +39,7 @@ static const char help[] =
     "  --no-fsync              do not wait until the output is on disk (--fsync: do, the default)\n"
     "  --memory-limit SIZE     resident memory, as 512M or 2G (default: a quarter of the RAM)\n"
     "  --manifest              write PREFIX.manifest.json too: hashes and error statistics\n"
+    "  --stats                 statistics of every weight into that file, for 'quantfold report'\n"
     "  --resume                go on where a killed run ended; keep what is done if this one "
     "fails\n"
     "  --shard I/N             write part I (from 0) of N, to be put in place by 'quantfold\n"

@@ -65,6 +65,7 @@ const cli_option cli_export_table[] = {
     {.name = "no-fsync", .kind = CLI_FLAG, .at = offsetof(cli_export, options.no_sync)},
     {.name = "memory-limit", .kind = CLI_SIZE, .at = offsetof(cli_export, options.memory_limit)},
     {.name = "manifest", .kind = CLI_FLAG, .at = offsetof(cli_export, options.manifest)},
+    {.name = "stats", .kind = CLI_FLAG, .at = offsetof(cli_export, options.stats)},
     {.name = "resume", .kind = CLI_FLAG, .at = offsetof(cli_export, options.resume)},
     {.name = "shard",
      .kind = CLI_SHARD,

@@ -4,6 +4,7 @@
 #define QF_EXEC_BLOCKS_H
 
 #include "exec/job.h"
+#include "exec/stats.h"
 #include "kernels.h"
 
 enum { QF_BLOCK = QF_ROOM / 4 }; /* elements: with input and outputs, half of a 1 MiB L2 */
@@ -46,25 +47,34 @@ float *qf_scratch_scales(qf_scratch *s, size_t count);
 qf_elements qf_block_elements(const qf_job *job, const qf_varint_index *index, uint64_t first,
                               size_t n, qf_scratch *s);
 
+/* The channel of element (row, col) of a job that is not grouped, and whose scales are given. */
+static inline uint64_t qf_channel_index(const qf_job *job, uint64_t row, uint64_t col)
+{
+    return row / job->row_div * job->row_mul + row % job->row_mod +
+           (job->col_div ? col / job->col_div : 0);
+}
+
 /* The scale of element (row, col), and those of `n` elements from flat index `first` on. */
 uint64_t qf_scale_index(const qf_job *job, uint64_t row, uint64_t col);
 void qf_gather_scales(const qf_job *job, uint64_t first, size_t n, float *out);
 
-/* Takes the error of quantized elements into the scratch's sums, if somebody wants them: elements
- * x[at] on that share a scale, or a row of them with a scale each. */
-static inline void qf_count_errors(qf_scratch *s, qf_elements x, size_t at, const int8_t *q,
-                                   size_t n, float scale)
+/* Quantizes n elements x[at] on, which are those from flat index `first` on, and takes them into
+ * the scratch's sums and statistics if somebody wants them. `step` is 1 if each has its scale, 0 if
+ * all have the first. False if one is not finite. */
+static inline bool qf_quantize_counted(qf_scratch *s, uint64_t first, qf_elements x, size_t at,
+                                       size_t n, const float *scales, size_t step, int bits,
+                                       qf_quantized out)
 {
-    if (s->errors)
-        qf_errors_for(qf_kernels_get(), x.type)(x.data + at * qf_element_size(x.type), q, n, scale,
-                                                s->errors);
-}
-
-static inline void qf_count_column_errors(qf_scratch *s, qf_elements x, const int8_t *q, size_t n,
-                                          const float *scales)
-{
-    if (s->errors)
-        qf_errors_columns_for(qf_kernels_get(), x.type)(x.data, q, n, scales, s->errors);
+    const qf_kernels *k = qf_kernels_get();
+    const unsigned char *from = x.data + at * qf_element_size(x.type);
+    int lo = -(1 << (bits - 1)), hi = -lo - 1;
+    if (s->errors) {
+        bool finite = k->measure(from, x.type, n, scales, step, lo, hi, out, s->errors);
+        qf_collect_floats(s->stats, first, n, from, x.type, scales, step);
+        return finite;
+    }
+    return step ? qf_quantize_columns_for(k, x.type)(from, 1, n, scales, lo, hi, out)
+                : qf_quantize_for(k, x.type)(from, n, *scales, lo, hi, out);
 }
 
 /* ---- store.c ---- */

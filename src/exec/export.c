@@ -5,6 +5,7 @@
 
 #include "exec/output.h"
 #include "kernels.h"
+#include "quant/describe.h"
 #include "quant/plan.h"
 
 const char *qf_version(void)
@@ -36,6 +37,7 @@ qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err)
                                 .memory_limit = o->memory_limit,
                                 .no_sync = o->no_sync,
                                 .manifest = o->manifest,
+                                .stats = o->stats,
                                 .resume = o->resume,
                                 .shard = o->shard,
                                 .shard_count = o->shard_count,
@@ -45,7 +47,9 @@ qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err)
         qf_arena_printf(&plan->arena, "%s%smanifest.json", plan->prefix, *plan->prefix ? "." : "");
     /* a job whose outputs no model asked for (folded, then quantized) has nothing to do */
     qf_job **jobs = malloc((plan->job_count + 1) * sizeof *jobs);
-    if (!jobs || !name) {
+    cJSON *about = o->stats ? qf_plan_describe(plan) : NULL;
+    if (!jobs || !name || (o->stats && !about)) {
+        cJSON_Delete(about);
         free(jobs);
         return qf_fail_memory(err);
     }
@@ -55,12 +59,14 @@ qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err)
                       .jobs = jobs,
                       .sources = plan->model->files,
                       .source_count = plan->model->file_count,
-                      .manifest_name = name};
+                      .manifest_name = name,
+                      .about = about};
     for (size_t i = 0; i < plan->job_count; i++) {
         if (plan->jobs[i]->out[QF_DEPLOY].placed || plan->jobs[i]->out[QF_FAKE_QUANT].placed)
             jobs[what.job_count++] = plan->jobs[i];
     }
     qf_status status = qf_output_run(&what, &how, out, err);
+    cJSON_Delete(about);
     free(jobs);
     return status;
 }

@@ -111,7 +111,6 @@ typedef struct finder {
     const qf_varint_index *index;
     qf_scratch *scratch;
     const qf_kernels *k;
-    int lo, hi;
 } finder;
 
 static const unsigned char *behind(qf_elements x, size_t n)
@@ -131,9 +130,8 @@ static qf_status quantize_groups(const finder *f, uint64_t first, size_t n, int8
         float largest = 0;
         *finite &= qf_absmax_for(f->k, x.type)(behind(x, at), group, &largest);
         scales[at / group] = make_scale(f->job->found, largest);
-        qf_quantize_for(f->k, x.type)(behind(x, at), group, scales[at / group], f->lo, f->hi,
-                                      (qf_quantized){.q = q + at});
-        qf_count_errors(f->scratch, x, at, q + at, group, scales[at / group]);
+        qf_quantize_counted(f->scratch, first + at, x, at, group, scales + at / group, 0,
+                            f->job->bits, (qf_quantized){.q = q + at});
     }
     return QF_OK;
 }
@@ -155,9 +153,8 @@ static qf_status quantize_long_group(const finder *f, uint64_t first, int8_t *q,
         if (done == group)
             *scale = make_scale(f->job->found, largest);
         if (done >= group) {
-            qf_quantize_for(f->k, x.type)(x.data, n, *scale, f->lo, f->hi,
-                                          (qf_quantized){.q = q + at});
-            qf_count_errors(f->scratch, x, 0, q + at, n, *scale);
+            qf_quantize_counted(f->scratch, first + at, x, 0, n, scale, 0, f->job->bits,
+                                (qf_quantized){.q = q + at});
         }
         done += n;
     }
@@ -199,9 +196,8 @@ static qf_status quantize_band(const finder *f, qf_region r, int8_t *q, float *s
         for (size_t i = 0; done == r.rows && i < n; i++)
             scales[i] = make_scale(f->job->found, scales[i]);
         if (done >= r.rows) {
-            qf_quantize_columns_for(f->k, x.type)(x.data, 1, n, scales, f->lo, f->hi,
-                                                  (qf_quantized){.q = q + row * n});
-            qf_count_column_errors(f->scratch, x, q + row * n, n, scales);
+            qf_quantize_counted(f->scratch, (r.row + row) * f->job->cols + r.col, x, 0, n, scales,
+                                1, f->job->bits, (qf_quantized){.q = q + row * n});
         }
     }
     return QF_OK;
@@ -210,8 +206,7 @@ static qf_status quantize_band(const finder *f, qf_region r, int8_t *q, float *s
 qf_status qf_found_run(const qf_job *job, const qf_varint_index *index, qf_region r, qf_scratch *s,
                        int8_t *q, const qf_sink *sink, bool *finite, qf_error *err)
 {
-    const finder f = {
-        job, index, s, qf_kernels_get(), -(1 << (job->bits - 1)), (1 << (job->bits - 1)) - 1};
+    const finder f = {job, index, s, qf_kernels_get()};
     uint64_t group = job->found->group;
     size_t count = (size_t)(r.rows * r.cols / group);
     float *scales = qf_scratch_scales(s, count);
@@ -223,6 +218,8 @@ qf_status qf_found_run(const qf_job *job, const qf_varint_index *index, qf_regio
         first = r.row / group * job->cols + r.col;
     qf_status status = job->found->by_column ? quantize_band(&f, r, q, scales, finite, err)
                                              : quantize_rows(&f, r, q, scales, finite, err);
+    if (status == QF_OK)
+        qf_collect_scales(s->stats, scales, count);
     return status == QF_OK ? store_scales(job, first, count, scales, sink, err) : status;
 }
 
@@ -275,5 +272,6 @@ qf_job qf_job_with_scales(const qf_job *job, const float *scales)
     given.row_mul = f->by_column ? job->cols : job->cols / f->group;
     given.row_mod = 1;
     given.col_div = f->by_column ? 1 : f->group;
+    given.grouping = f->by_column ? QF_GROUPED_COLUMNS : QF_GROUPED_ROWS;
     return given;
 }

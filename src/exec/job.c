@@ -183,8 +183,7 @@ uint64_t qf_scale_index(const qf_job *job, uint64_t row, uint64_t col)
 {
     if (job->scale_count == 1)
         return 0;
-    return row / job->row_div * job->row_mul + row % job->row_mod +
-           (job->col_div ? col / job->col_div : 0);
+    return qf_channel_index(job, row, col);
 }
 
 /* How many elements from (row, col) on, in the order of the output, share a scale, as far as that
@@ -291,38 +290,32 @@ qf_elements qf_block_elements(const qf_job *job, const qf_varint_index *index, u
 static bool quantize_span(const qf_job *job, uint64_t first, size_t n, qf_elements x, qf_scratch *s,
                           qf_quantized out)
 {
-    const qf_kernels *k = qf_kernels_get();
-    size_t width = qf_element_size(x.type);
     int lo = -(1 << (job->bits - 1)), hi = -lo - 1;
     bool finite = true;
     float gathered[GATHER];
     for (size_t done = 0; done < n;) {
         uint64_t row = (first + done) / job->cols, col = (first + done) % job->cols;
-        const unsigned char *at = x.data + done * width;
         const float *scales = job->scales + qf_scale_index(job, row, col);
-        size_t left = n - done, run = same_scale(job, row, col, left);
-        if (run >= SHORT_RUN || run == left) {
-            finite &= qf_quantize_for(k, x.type)(at, run, *scales, lo, hi,
-                                                 qf_quantized_behind(out, done));
-            qf_count_errors(s, x, done, out.q + done, run, *scales);
-        } else {
-            size_t rows = 1;
+        size_t left = n - done, run = same_scale(job, row, col, left), step = 0, rows = 1;
+        qf_quantized to = qf_quantized_behind(out, done);
+        if (run < SHORT_RUN && run < left) {
+            step = 1;
             run = scales_in_a_row(job, col, left);
             if (run < SHORT_RUN && run < left) {
                 run = (size_t)qf_at_most(left, GATHER);
                 qf_gather_scales(job, first + done, run, gathered);
                 scales = gathered;
-            } else if (col == 0 && job->row_mul == 0 && job->row_mod == 1) {
+            } else if (!s->errors && col == 0 && job->row_mul == 0 && job->row_mod == 1) {
                 rows = left / run;
             }
-            finite &= qf_quantize_columns_for(k, x.type)(at, rows, run, scales, lo, hi,
-                                                         qf_quantized_behind(out, done));
-            for (size_t i = 0; i < rows; i++)
-                qf_count_column_errors(s, (qf_elements){at + i * run * width, x.type},
-                                       out.q + done + i * run, run, scales);
-            run *= rows;
         }
-        done += run;
+        if (rows == 1)
+            finite &=
+                qf_quantize_counted(s, first + done, x, done, run, scales, step, job->bits, to);
+        else
+            finite &= qf_quantize_columns_for(qf_kernels_get(), x.type)(
+                x.data + done * qf_element_size(x.type), rows, run, scales, lo, hi, to);
+        done += rows * run;
     }
     return finite;
 }
@@ -425,6 +418,7 @@ static qf_status run_flat_ints(const qf_job *job, const qf_varint_index *index, 
     if (status != QF_OK)
         return status;
     qf_source_ints(&job->source, index, job->data_type, first, n, made.q);
+    qf_collect_ints(s->stats, first, n, made.q);
     if (made.y)
         qf_kernels_get()->widen(made.q, n, made.y);
     return finish_flat(job, first, n, made, at, s, sink, err);
@@ -467,8 +461,10 @@ static qf_status run_flat(const qf_job *job, const qf_varint_index *index, uint6
     qf_quantized made;
     unsigned char *at[QF_TARGETS];
     qf_status status = job->bits ? place_flat(job, first, n, s, sink, &made, at, err) : QF_OK;
-    if (status == QF_OK && job->bits && quantize_span(job, first, n, x, s, made))
+    if (status == QF_OK && job->bits && quantize_span(job, first, n, x, s, made)) {
+        qf_collect_ints(s->stats, first, n, made.q);
         return finish_flat(job, first, n, made, at, s, sink, err);
+    }
     for (uint64_t i = first; status == QF_OK && i < first + n; i++)
         status = check_element(job, index, i / job->cols, i % job->cols, err);
     return status == QF_OK ? refuse_change(job, err) : status;
@@ -546,23 +542,45 @@ static bool quantize_turned(const qf_job *job, const qf_varint_index *index, qf_
     return true;
 }
 
-/* Counts the errors of a transposed region, column after column, in the order of the source. */
+/* Counts a transposed region, column after column, in the order of the source. Its integers lie
+ * row after row, and are turned a tile at a time. */
 static void count_turned(const qf_job *job, const qf_varint_index *index, qf_region r,
                          const int8_t *q, qf_scratch *s)
 {
-    float x[GATHER];
-    int8_t run[GATHER];
-    for (size_t c = 0; c < r.cols; c++) {
-        for (size_t at = 0; at < r.rows; at += GATHER) {
-            size_t n = (size_t)qf_at_most(r.rows - at, GATHER);
-            uint64_t first = (r.col + c) * job->rows + r.row + at;
-            qf_source_floats(&job->source, index, job->data_type, first, n, x);
-            for (size_t i = 0; i < n; i++)
-                run[i] = q[(at + i) * r.cols + c];
-            qf_count_errors(s, (qf_elements){(const unsigned char *)x, QF_F32}, 0, run, n,
-                            job->scales[qf_scale_index(job, r.row, r.col + c)]);
+    enum { RUN = 256, COLS = 64 };
+    bool floats = !qf_source_is_integer(job->data_type);
+    float x[RUN];
+    int8_t tile[RUN * COLS];
+    for (size_t c = 0; c < r.cols; c += COLS) {
+        size_t cols = (size_t)qf_at_most(r.cols - c, COLS);
+        for (size_t at = 0; at < r.rows; at += RUN) {
+            size_t n = (size_t)qf_at_most(r.rows - at, RUN);
+            qf_kernels_get()->transpose(q + at * r.cols + c, (size_t)r.cols, n, cols, tile, RUN);
+            for (size_t i = 0; i < cols; i++) {
+                uint64_t col = r.col + c + i, first = col * job->rows + r.row + at;
+                float scale = job->scales[qf_scale_index(job, r.row, col)];
+                const int8_t *run = tile + i * RUN;
+                if (floats) {
+                    qf_source_floats(&job->source, index, job->data_type, first, n, x);
+                    qf_errors_for(qf_kernels_get(), QF_F32)(x, run, n, scale, s->errors);
+                }
+                qf_collect_column(s->stats, r.row + at, col, n, run, floats ? x : NULL, scale);
+            }
         }
     }
+}
+
+/* Counts what quantizing a region has not counted yet. */
+static void count_region(const qf_job *job, const qf_varint_index *index, qf_region r,
+                         const int8_t *q, qf_scratch *s)
+{
+    if (job->transposed) {
+        count_turned(job, index, r, q, s);
+        return;
+    }
+    for (uint64_t row = 0; row < r.rows; row++)
+        qf_collect_ints(s->stats, (r.row + row) * job->cols + r.col, (size_t)r.cols,
+                        q + row * r.cols);
 }
 
 static qf_status run_region(const qf_job *job, const qf_varint_index *index, qf_region r,
@@ -578,8 +596,8 @@ static qf_status run_region(const qf_job *job, const qf_varint_index *index, qf_
     else
         finite = job->transposed ? quantize_turned(job, index, r, q)
                                  : quantize_rows(job, index, r, s, q);
-    if (s->errors && job->transposed && !qf_source_is_integer(job->data_type))
-        count_turned(job, index, r, q, s);
+    if (status == QF_OK && finite && s->errors)
+        count_region(job, index, r, q, s);
     if (status == QF_OK && !finite) {
         for (uint64_t i = 0; status == QF_OK && i < r.rows * r.cols; i++)
             status = check_element(job, index, r.row + i / r.cols, r.col + i % r.cols, err);

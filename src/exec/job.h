@@ -54,6 +54,9 @@ typedef struct qf_found {
 } qf_found;
 enum { QF_FOUND_WIDEST = 2 * 1024 * 1024 }; /* elements of a band that is quantized at once */
 
+/* Whether a channel has several scales, and then what a channel is. */
+typedef enum qf_grouping { QF_UNGROUPED = 0, QF_GROUPED_ROWS, QF_GROUPED_COLUMNS } qf_grouping;
+
 typedef struct qf_job {
     const char *file, *layer, *tensor; /* for messages */
     const char *scale_tensor;          /* name of what `found` makes, likewise */
@@ -67,6 +70,7 @@ typedef struct qf_job {
     const float *scales;
     size_t scale_count;
     uint64_t row_div, row_mul, row_mod, col_div;
+    qf_grouping grouping;
 
     qf_found *found;             /* NULL: scales are given. Not with transposed or fold */
     const qf_prescale *prescale; /* NULL: none. Only with found */
@@ -117,6 +121,7 @@ typedef struct qf_scratch {
     int8_t *ints;  /* quantized elements that no output takes as they are */
     size_t int_count, scale_count;
     struct qf_error_sums *errors; /* borrowed; quantized elements are counted there. NULL: not */
+    struct qf_collector *stats;   /* likewise; only with `errors` */
 } qf_scratch;
 void qf_scratch_release(qf_scratch *scratch);
 

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,7 @@
 
 #include "base/spill.h"
 
-static const char magic[8] = "QFJOURN1";
+static const char magic[8] = "QFJOURN2";
 
 typedef struct header {
     char magic[8];
@@ -21,12 +22,41 @@ typedef struct header {
     uint64_t pieces;
 } header;
 
-enum { ENTRY_PIECE = 1, ENTRY_DONE = 2 };
+enum { ENTRY_PIECE = 1, ENTRY_DONE = 2, ENTRY_MEASURED = 3 /* a piece; `measures` follow */ };
 typedef struct entry {
     qf_result result;
     uint64_t kind;
     uint64_t check; /* XXH3-64 of what is before it: an end that was torn off is no entry */
 } entry;
+
+typedef struct measures {
+    qf_stats stats;
+    uint64_t check; /* likewise */
+} measures;
+
+bool qf_stats_table_init(qf_stats_table *table, size_t room)
+{
+    *table =
+        (qf_stats_table){.items = qf_spill_alloc((room + 1) * sizeof *table->items), .room = room};
+    return table->items != NULL;
+}
+
+void qf_stats_table_release(qf_stats_table *table)
+{
+    qf_spill_free(table->items);
+    *table = (qf_stats_table){0};
+}
+
+uint64_t qf_stats_table_add(qf_stats_table *table, const qf_stats *stats)
+{
+    size_t at = atomic_load(&table->used);
+    do {
+        if (at >= table->room)
+            return 0;
+    } while (!atomic_compare_exchange_weak(&table->used, &at, at + 1));
+    table->items[at] = *stats;
+    return at + 1;
+}
 
 void qf_hash_text(const qf_hash *hash, char out[QF_HASH_TEXT])
 {
@@ -78,23 +108,41 @@ static bool read_all(int fd, void *out, size_t n)
     return true;
 }
 
-/* Takes the whole entries of a journal into `results`. Returns the length of what is sound; 0 if it
- * is of another output. */
+/* Of two entries of a piece, the later one counts, in the place of the earlier one. */
+static void take_entry(const entry *e, const measures *m, qf_result *results, qf_stats_table *stats)
+{
+    qf_result *result = &results[e->result.piece];
+    uint64_t place = result->stats;
+    *result = e->result;
+    result->stats = m ? place : 0;
+    if (m && place)
+        stats->items[place - 1] = m->stats;
+    else if (m)
+        result->stats = qf_stats_table_add(stats, &m->stats);
+}
+
+/* Takes the whole entries of a journal into `results` and `stats`; into neither if those are NULL.
+ * Returns the length of what is sound; 0 if it is of another output. */
 static off_t read_journal(int fd, const qf_hash *fingerprint, size_t count, qf_result *results,
-                          bool *done)
+                          qf_stats_table *stats, bool *done)
 {
     header h;
     entry e;
+    measures m;
     *done = false;
     if (!read_all(fd, &h, sizeof h) || memcmp(h.magic, magic, sizeof magic) != 0 ||
         memcmp(&h.fingerprint, fingerprint, sizeof *fingerprint) != 0 || h.pieces != count)
         return 0;
     off_t sound = sizeof h;
     while (read_all(fd, &e, sizeof e) && XXH3_64bits(&e, offsetof(entry, check)) == e.check) {
-        sound += (off_t)sizeof e;
+        bool measured = e.kind == ENTRY_MEASURED;
+        if (measured &&
+            (!read_all(fd, &m, sizeof m) || XXH3_64bits(&m, offsetof(measures, check)) != m.check))
+            break;
+        sound += (off_t)(sizeof e + (measured ? sizeof m : 0));
         *done |= e.kind == ENTRY_DONE;
-        if (e.kind == ENTRY_PIECE && e.result.piece < count)
-            results[e.result.piece] = e.result;
+        if (results && e.kind != ENTRY_DONE && e.result.piece < count)
+            take_entry(&e, measured ? &m : NULL, results, stats);
     }
     return sound;
 }
@@ -130,6 +178,7 @@ typedef struct gathering {
     const qf_hash *fingerprint;
     size_t count;
     qf_result *results;
+    qf_stats_table *stats;
     /* by number of shards: which are done */
     struct tally {
         uint32_t of, done;
@@ -158,7 +207,8 @@ static void gather_one(void *user, int fd, uint32_t shard, uint32_t count)
 {
     gathering *g = user;
     bool done;
-    if (!read_journal(fd, g->fingerprint, g->count, g->results, &done) || count > QF_SHARDS_MOST)
+    if (!read_journal(fd, g->fingerprint, g->count, g->results, g->stats, &done) ||
+        count > QF_SHARDS_MOST)
         return;
     struct tally *t = tally_of(g, count);
     g->failed |= !t;
@@ -189,9 +239,10 @@ static char *name_missing(const struct tally *t)
 }
 
 qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
-                            qf_result *results, char **missing, qf_error *err)
+                            qf_result *results, qf_stats_table *stats, char **missing,
+                            qf_error *err)
 {
-    gathering g = {.fingerprint = fingerprint, .count = count, .results = results};
+    gathering g = {.fingerprint = fingerprint, .count = count, .results = results, .stats = stats};
     qf_status status = each_journal(stage, gather_one, &g, err);
     const struct tally *best = NULL; /* the whole one, or else that with the least missing */
     for (size_t i = 0; i < g.tally_count; i++) {
@@ -230,16 +281,25 @@ static qf_status write_whole(const qf_journal *journal, const void *data, size_t
     return fail_journal(journal, done < 0 ? errno : ENOSPC, err);
 }
 
+/* In one write, so that entries of several threads do not mix. */
 static qf_status write_entry(const qf_journal *journal, uint64_t kind, const qf_result *result,
                              qf_error *err)
 {
-    entry e;
-    memset(&e, 0, sizeof e); /* padding is hashed and written too */
+    struct {
+        entry e;
+        measures m;
+    } both;
+    memset(&both, 0, sizeof both); /* padding is hashed and written too */
     if (result)
-        e.result = *result;
-    e.kind = kind;
-    e.check = XXH3_64bits(&e, offsetof(entry, check));
-    return write_whole(journal, &e, sizeof e, err);
+        both.e.result = *result;
+    if (kind == ENTRY_MEASURED) {
+        both.m.stats = journal->stats.items[result->stats - 1];
+        both.m.check = XXH3_64bits(&both.m, offsetof(measures, check));
+    }
+    both.e.kind = kind;
+    both.e.check = XXH3_64bits(&both.e, offsetof(entry, check));
+    size_t n = sizeof both.e + (kind == ENTRY_MEASURED ? sizeof both.m : 0);
+    return write_whole(journal, &both, n, err);
 }
 
 static void read_one(void *user, int fd, uint32_t shard, uint32_t count)
@@ -248,20 +308,17 @@ static void read_one(void *user, int fd, uint32_t shard, uint32_t count)
     bool done;
     (void)shard;
     (void)count;
-    read_journal(fd, &journal->fingerprint, journal->count, journal->results, &done);
+    read_journal(fd, &journal->fingerprint, journal->count, journal->results, &journal->stats,
+                 &done);
 }
 
 /* Begins the shard's own journal, or goes on behind its last whole entry. */
 static qf_status begin(qf_journal *journal, bool resume, qf_error *err)
 {
     bool done;
-    qf_result *ignored = qf_spill_alloc((journal->count + 1) * sizeof *ignored);
-    if (!ignored)
-        return qf_fail_memory(err);
     off_t sound = 0;
     if (resume)
-        sound = read_journal(journal->fd, &journal->fingerprint, journal->count, ignored, &done);
-    qf_spill_free(ignored);
+        sound = read_journal(journal->fd, &journal->fingerprint, journal->count, NULL, NULL, &done);
     if (ftruncate(journal->fd, sound) != 0 || lseek(journal->fd, sound, SEEK_SET) < 0)
         return fail_journal(journal, errno, err);
     if (sound)
@@ -272,8 +329,8 @@ static qf_status begin(qf_journal *journal, bool resume, qf_error *err)
 }
 
 qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uint32_t shard,
-                          uint32_t shard_count, size_t count, bool resume, qf_journal *out,
-                          qf_error *err)
+                          uint32_t shard_count, size_t count, size_t weights, bool resume,
+                          qf_journal *out, qf_error *err)
 {
     *out = (qf_journal){.count = count,
                         .folder = stage->run_fd,
@@ -284,7 +341,7 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
     out->results = qf_spill_alloc((count + 1) * sizeof *out->results);
     out->fd = openat(stage->run_fd, out->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
     qf_status status = QF_OK;
-    if (!out->results)
+    if (!qf_stats_table_init(&out->stats, weights) || !out->results)
         status = qf_fail_memory(err);
     else if (out->fd < 0)
         status = fail_journal(out, errno, err);
@@ -301,12 +358,20 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
     return status;
 }
 
+uint64_t qf_journal_measure(qf_journal *journal, size_t piece, const qf_stats *stats)
+{
+    uint64_t place = journal->results[piece].stats; /* of an earlier run, whose bytes are gone */
+    if (place)
+        journal->stats.items[place - 1] = *stats;
+    return place ? place : qf_stats_table_add(&journal->stats, stats);
+}
+
 qf_status qf_journal_add(qf_journal *journal, const qf_result *result, qf_error *err)
 {
     qf_result whole = *result;
     whole.known = 1;
     journal->results[result->piece] = whole;
-    return write_entry(journal, ENTRY_PIECE, &whole, err);
+    return write_entry(journal, whole.stats ? ENTRY_MEASURED : ENTRY_PIECE, &whole, err);
 }
 
 qf_status qf_journal_finish(qf_journal *journal, bool sync, qf_error *err)
@@ -324,5 +389,6 @@ void qf_journal_close(qf_journal *journal)
     if (journal->fd >= 0)
         close(journal->fd);
     qf_spill_free(journal->results);
+    qf_stats_table_release(&journal->stats);
     *journal = (qf_journal){.fd = -1};
 }

@@ -6,8 +6,9 @@
  *     plan.json                what is being written: its fingerprint and its files
  *     journal.<shard>-of-<n>   an entry for each piece that is whole, and one when all are
  *
- * An entry holds the hashes of the piece's bytes. Whoever takes the run up again reads the bytes
- * back and compares, so that nothing depends on the order in which a crash let data reach the disk.
+ * An entry holds the hashes of the piece's bytes, and behind it are a weight's statistics. Whoever
+ * takes the run up again reads the bytes back and compares, so that nothing depends on the order in
+ * which a crash let data reach the disk.
  */
 #ifndef QF_EXEC_JOURNAL_H
 #define QF_EXEC_JOURNAL_H
@@ -17,6 +18,7 @@
 #include "exec/blocks.h"
 #include "exec/order.h"
 #include "exec/stage.h"
+#include "exec/stats.h"
 
 /* An XXH3-128 in canonical (big-endian) form. */
 typedef struct qf_hash {
@@ -36,13 +38,27 @@ typedef struct qf_result {
     float max_error;
     uint32_t known; /* 1: the piece is written */
     uint64_t clipped;
+    uint64_t stats; /* index + 1 of its qf_stats; 0: there are none */
 } qf_result;
+
+/* Room for the statistics of weights; taken by several threads. */
+typedef struct qf_stats_table {
+    qf_stats *items;
+    size_t room;
+    _Atomic size_t used;
+} qf_stats_table;
+/* False when memory is exhausted. */
+bool qf_stats_table_init(qf_stats_table *table, size_t room);
+void qf_stats_table_release(qf_stats_table *table);
+/* Takes the next place and returns its index + 1; 0 if there is none. */
+uint64_t qf_stats_table_add(qf_stats_table *table, const qf_stats *stats);
 
 enum { QF_SHARDS_MOST = 100000 };
 
 typedef struct qf_journal {
     qf_result *results; /* by piece, of this run and of those it takes up */
     size_t count;
+    qf_stats_table stats;
     int fd;
     int folder; /* borrowed: `run` of the stage */
     uint32_t shard, shard_count;
@@ -51,20 +67,24 @@ typedef struct qf_journal {
 } qf_journal;
 
 /* Opens the journal of a shard (0 of 1: of the whole), alone in doing so, for `count` pieces of the
- * output that `fingerprint` stands for; with `resume`, reads what the journals of earlier runs say
- * of it. */
+ * output that `fingerprint` stands for, of which `weights` have statistics; with `resume`, reads
+ * what the journals of earlier runs say of it. */
 qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uint32_t shard,
-                          uint32_t shard_count, size_t count, bool resume, qf_journal *out,
-                          qf_error *err);
+                          uint32_t shard_count, size_t count, size_t weights, bool resume,
+                          qf_journal *out, qf_error *err);
+/* Keeps the statistics of a piece that is going to be noted; returns qf_result's `stats`. May be
+ * called by several threads. */
+uint64_t qf_journal_measure(qf_journal *journal, size_t piece, const qf_stats *stats);
 /* Notes a piece that is written. May be called by several threads. */
 qf_status qf_journal_add(qf_journal *journal, const qf_result *result, qf_error *err);
 /* Notes that all pieces of the shard are written and on the disk if the run waits for that. */
 qf_status qf_journal_finish(qf_journal *journal, bool sync, qf_error *err);
 void qf_journal_close(qf_journal *journal);
 
-/* Reads all journals of an output into `results`. *missing is a text that names the shards that are
- * not done, malloc'ed; NULL if some number of shards is whole. */
+/* Reads all journals of an output into `results` and `stats`. *missing is a text that names the
+ * shards that are not done, malloc'ed; NULL if some number of shards is whole. */
 qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
-                            qf_result *results, char **missing, qf_error *err);
+                            qf_result *results, qf_stats_table *stats, char **missing,
+                            qf_error *err);
 
 #endif

@@ -207,14 +207,59 @@ static int fill_file(cJSON *file, const qf_result *results, size_t count)
     return good;
 }
 
-static int fill_weight(cJSON *weight, const qf_result *results, size_t count)
+static bool add_counts(cJSON *object, const char *key, const uint32_t *counts, int n)
+{
+    double values[QF_BINS];
+    for (int i = 0; i < n; i++)
+        values[i] = counts[i];
+    cJSON *array = cJSON_CreateDoubleArray(values, n);
+    if (array && cJSON_AddItemToObject(object, key, array))
+        return true;
+    cJSON_Delete(array);
+    return false;
+}
+
+/* Counts of the floats over their scales and of the integers, over one range. */
+static bool add_histogram(cJSON *weight, const qf_stats *s, uint64_t bits)
+{
+    double half = (double)(1 << (bits - 1));
+    int ints = bits < QF_BIN_BITS ? 1 << bits : QF_BINS;
+    bool floats = false;
+    for (int i = 0; i < QF_FLOAT_BINS; i++)
+        floats |= s->floats[i] != 0;
+    cJSON *h = cJSON_AddObjectToObject(weight, "histogram");
+    return h && qf_json_add_number(h, "from", -half - 0.5) &&
+           qf_json_add_number(h, "to", half - 0.5) &&
+           qf_json_add_number(h, "sampled", (double)s->sampled) &&
+           (!floats || (add_counts(h, "float", s->floats + 1, QF_BINS) &&
+                        qf_json_add_number(h, "below", s->floats[0]) &&
+                        qf_json_add_number(h, "above", s->floats[QF_BINS + 1]))) &&
+           add_counts(h, "quantized", s->ints, ints);
+}
+
+static int fill_stats(cJSON *weight, const qf_stats *s)
+{
+    uint64_t bits;
+    if (!qf_json_get_integer(weight, "bits", &bits) || !bits || bits > 8)
+        return -1;
+    bool ok = qf_json_add_number(weight, "channels", (double)s->channels) &&
+              qf_json_add_number(weight, "dead_channels", (double)s->dead) &&
+              qf_json_add_number(weight, "saturated", (double)s->saturated) &&
+              qf_json_add_number(weight, "scale_min", (double)s->scale_min) &&
+              qf_json_add_number(weight, "scale_max", (double)s->scale_max) &&
+              qf_json_add_number(weight, "near_zero_scales", (double)s->near_zero);
+    return ok && (!s->sampled || add_histogram(weight, s, bits));
+}
+
+static int fill_weight(cJSON *weight, const qf_result *results, size_t count, const qf_stats *stats)
 {
     uint64_t elements;
     const qf_result *r = take_result(weight, results, count);
     if (!r || !qf_json_get_integer(weight, "elements", &elements))
         return -1;
-    if (!(r->signal > 0)) /* zeros, or integers already: nothing was rounded */
-        return 1;
+    int good = r->stats ? fill_stats(weight, &stats[r->stats - 1]) : 1;
+    if (good != 1 || !(r->signal > 0)) /* zeros, or integers already: nothing was rounded */
+        return good;
     double noise = r->noise / (double)elements;
     return qf_json_add_number(weight, "sqnr_db", 10 * log10(r->signal / r->noise)) &&
            qf_json_add_number(weight, "mean_square_error", noise) &&
@@ -222,7 +267,8 @@ static int fill_weight(cJSON *weight, const qf_result *results, size_t count)
            qf_json_add_number(weight, "clipped", (double)r->clipped);
 }
 
-qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t count, qf_error *err)
+qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t count,
+                           const qf_stats *stats, qf_error *err)
 {
     cJSON *item;
     int good = 1;
@@ -234,7 +280,7 @@ qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t cou
     cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(manifest, "weights"))
     {
         if (good == 1)
-            good = fill_weight(item, results, count);
+            good = fill_weight(item, results, count, stats);
     }
     if (good < 0)
         return qf_fail(err, QF_ERR_INPUT,

@@ -10,7 +10,9 @@
 /* The manifest without what only writing tells; to be freed by cJSON_Delete. */
 qf_status qf_manifest_template(const qf_output *output, const qf_part *pieces, size_t count,
                                cJSON **out, qf_error *err);
-/* Fills a template with the results of its pieces. QF_ERR_INPUT if it is not one. */
-qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t count, qf_error *err);
+/* Fills a template with the results of its pieces, whose `stats` index `stats`. QF_ERR_INPUT if it
+ * is not one. */
+qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t count,
+                           const qf_stats *stats, qf_error *err);
 
 #endif

@@ -26,7 +26,7 @@ typedef struct outcome {
     const qf_run_options *options;
     bool sharded, journaled;
     qf_part *pieces;
-    size_t piece_count;
+    size_t piece_count, weight_count;
     uint32_t *owners;
     qf_hash fingerprint;
     cJSON *manifest; /* template */
@@ -229,7 +229,8 @@ static qf_status write_pieces(outcome *o, qf_error *err)
                     .journal = o->noted ? &o->journal : NULL,
                     .owners = o->owners,
                     .shard = options->shard,
-                    .statistics = options->manifest,
+                    .statistics = o->manifest != NULL,
+                    .stats = options->stats,
                     .sources = o->output->sources,
                     .source_count = o->output->source_count,
                     .io = qf_io_choose(options->io, !options->no_sync, o->totals.bytes_written),
@@ -244,10 +245,11 @@ static qf_status write_pieces(outcome *o, qf_error *err)
 
 /* Adds the filled manifest to the files to be put in place. */
 static qf_status stage_manifest(qf_stage *stage, const char *name, cJSON *manifest,
-                                const qf_result *results, size_t count, qf_error *err)
+                                const qf_result *results, size_t count, const qf_stats_table *stats,
+                                qf_error *err)
 {
     size_t index;
-    qf_status status = qf_manifest_fill(manifest, results, count, err);
+    qf_status status = qf_manifest_fill(manifest, results, count, stats->items, err);
     char *text = status == QF_OK ? cJSON_Print(manifest) : NULL;
     if (status == QF_OK && !text)
         status = qf_fail_memory(err);
@@ -267,7 +269,7 @@ static qf_status put_in_place(outcome *o, qf_error *err)
     qf_status status = QF_OK;
     if (o->manifest)
         status = stage_manifest(&o->stage, o->output->manifest_name, o->manifest,
-                                o->journal.results, o->piece_count, err);
+                                o->journal.results, o->piece_count, &o->journal.stats, err);
     return status == QF_OK ? qf_stage_commit(&o->stage, err) : status;
 }
 
@@ -302,9 +304,12 @@ static qf_status prepare(outcome *o, qf_error *err)
         status = qf_share_files(out->layout, out->jobs, o->pieces, o->piece_count,
                                 options->shard_count, &o->owners, err);
     if (status == QF_OK && o->journaled)
-        status = qf_fingerprint(out, &o->fingerprint, err);
-    if (status == QF_OK && options->manifest)
+        status = qf_fingerprint(out, options->stats, &o->fingerprint, err);
+    if (status == QF_OK && (options->manifest || options->stats))
         status = qf_manifest_template(out, o->pieces, o->piece_count, &o->manifest, err);
+    for (size_t i = 0; status == QF_OK && options->stats && i < o->piece_count; i++)
+        o->weight_count +=
+            o->pieces[i].kind == QF_PART_JOB && out->jobs[o->pieces[i].index]->bits != 0;
     count_bytes(o);
     return status;
 }
@@ -327,7 +332,7 @@ static qf_status run(outcome *o, qf_error *err)
     if (status == QF_OK && o->journaled) {
         status = qf_journal_open(&o->stage, &o->fingerprint, options->shard,
                                  o->sharded ? options->shard_count : 1, o->piece_count,
-                                 o->stage.resumed, &o->journal, err);
+                                 o->weight_count, o->stage.resumed, &o->journal, err);
         o->noted = status == QF_OK;
     }
     if (status == QF_OK)
@@ -345,7 +350,7 @@ qf_status qf_output_run(const qf_output *output, const qf_run_options *options, 
 {
     double start = qf_monotonic_seconds();
     outcome o = {.output = output, .options = options, .sharded = options->shard_count > 0};
-    o.journaled = o.sharded || options->resume || options->manifest;
+    o.journaled = o.sharded || options->resume || options->manifest || options->stats;
     qf_status status = run(&o, err);
     o.totals.seconds = qf_monotonic_seconds() - start;
     if (o.noted)
@@ -409,7 +414,7 @@ static qf_status parse_hash(const cJSON *plan, qf_hash *out)
 }
 
 static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results, uint64_t *count,
-                        qf_error *err)
+                        qf_stats_table *stats, qf_error *err)
 {
     enum { PIECES_MOST = QF_PART_INDEX_MAX };
     qf_hash fingerprint;
@@ -417,11 +422,13 @@ static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results,
     if (parse_hash(plan, &fingerprint) != QF_OK || !qf_json_get_integer(plan, "pieces", count) ||
         *count > PIECES_MOST)
         return refuse_plan(stage, err);
+    const cJSON *manifest = cJSON_GetObjectItemCaseSensitive(plan, "manifest");
+    int weights = cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(manifest, "weights"));
     *results = qf_spill_alloc(((size_t)*count + 1) * sizeof **results);
-    if (!*results)
+    if (!*results || !qf_stats_table_init(stats, (size_t)weights))
         return qf_fail_memory(err);
     qf_status status =
-        qf_journal_gather(stage, &fingerprint, (size_t)*count, *results, &missing, err);
+        qf_journal_gather(stage, &fingerprint, (size_t)*count, *results, stats, &missing, err);
     if (status == QF_OK && missing)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                             "shards are missing: %s; run them (with --resume where they were "
@@ -435,24 +442,26 @@ static qf_status commit(qf_stage *stage, qf_report_totals *totals, qf_error *err
 {
     uint64_t count;
     qf_result *results = NULL;
+    qf_stats_table stats = {0};
     cJSON *plan = read_plan(stage);
     cJSON *manifest = cJSON_GetObjectItemCaseSensitive(plan, "manifest");
     const char *name =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "manifest_name"));
     qf_status status = plan ? QF_OK : refuse_plan(stage, err);
     if (status == QF_OK)
-        status = gather(stage, plan, &results, &count, err);
+        status = gather(stage, plan, &results, &count, &stats, err);
     if (status == QF_OK)
         status = expect_files(stage, plan, &totals->bytes_written, err);
     if (status == QF_OK && manifest)
         status = is_safe_name(name)
-                     ? stage_manifest(stage, name, manifest, results, (size_t)count, err)
+                     ? stage_manifest(stage, name, manifest, results, (size_t)count, &stats, err)
                      : refuse_plan(stage, err);
     qf_json_get_integer(plan, "bytes_read", &totals->bytes_read);
     if (status == QF_OK)
         status = qf_stage_commit(stage, err);
     cJSON_Delete(plan);
     qf_spill_free(results);
+    qf_stats_table_release(&stats);
     return status;
 }
 

@@ -20,6 +20,7 @@ typedef struct qf_run_options {
     qf_io io;
     uint64_t memory_limit;
     bool no_sync, manifest, resume;
+    bool stats; /* in the manifest, which is then written too */
     uint32_t shard, shard_count;
     qf_progress_fn progress;
     void *progress_user;

@@ -74,6 +74,7 @@ typedef struct worker {
     /* with a journal */
     qf_hasher hasher;
     qf_error_sums errors;
+    qf_collector stats;
     qf_result *pending; /* pieces that are made and not noted yet */
     size_t pending_count, pending_cap;
     uint64_t pending_bytes;
@@ -604,7 +605,11 @@ static qf_status find_scales(worker *k, qf_part p, qf_error *err)
         if ((b + 1) % step == 0 && !index_of(r, p)->offsets)
             advise(r, span_of(r, p), reads(r, p, from, step), MADV_DONTNEED);
     }
-    return status == QF_OK ? qf_job_store_scales(job, k->scales, &sink, err) : status;
+    if (status == QF_OK)
+        status = qf_job_store_scales(job, k->scales, &sink, err);
+    if (status == QF_OK)
+        qf_collect_scales(k->scratch.stats, k->scales, (size_t)qf_job_scale_count(job));
+    return status;
 }
 
 /* ---- pieces, noted in the journal or not ---- */
@@ -700,6 +705,16 @@ static qf_status hash_piece(worker *k, qf_part p, const qf_place places[QF_SLOTS
     return status;
 }
 
+/* Begins the statistics of a weight, if they are wanted and the piece is one. */
+static qf_status measure(worker *k, qf_part p, qf_error *err)
+{
+    bool wanted = k->run->work->stats && p.kind == QF_PART_JOB && job_of(k->run, p)->bits;
+    k->scratch.stats = wanted ? &k->stats : NULL;
+    if (wanted && !qf_collector_begin(&k->stats, job_of(k->run, p)))
+        return qf_fail_memory(err);
+    return QF_OK;
+}
+
 static qf_status run_piece(worker *k, uint32_t at, const item *it, qf_error *err)
 {
     run *r = k->run;
@@ -716,13 +731,19 @@ static qf_status run_piece(worker *k, uint32_t at, const item *it, qf_error *err
     qf_result result = {.piece = at};
     qf_hasher_begin(&k->hasher);
     k->errors = (qf_error_sums){0};
-    qf_status status = make_piece(k, p, it, err);
+    qf_status status = measure(k, p, err);
+    if (status == QF_OK)
+        status = make_piece(k, p, it, err);
     if (status != QF_OK || is_over(r))
         return status;
     result.signal = k->errors.signal;
     result.noise = k->errors.noise;
     result.max_error = k->errors.max_error;
     result.clipped = k->errors.clipped;
+    if (k->scratch.stats) {
+        qf_collector_end(&k->stats);
+        result.stats = qf_journal_measure(r->work->journal, at, &k->stats.stats);
+    }
     status = hash_piece(k, p, places, &result, err);
     if (status == QF_OK && !add_pending(k, &result, bytes))
         status = qf_fail_memory(err);
@@ -803,6 +824,7 @@ static void sweep(run *r)
         finish_worker(&k);
         qf_writer_release(&k.writer);
         qf_scratch_release(&k.scratch);
+        qf_collector_release(&k.stats);
         if (r->work->journal)
             qf_hasher_release(&k.hasher);
         free(k.pending);

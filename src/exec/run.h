@@ -27,6 +27,7 @@ typedef struct qf_work {
         *owners; /* by output file: the shard that writes it; NULL: this one writes all */
     uint32_t shard;
     bool statistics;        /* quantization errors are counted; only with a journal */
+    bool stats;             /* and all of qf_stats */
     const qf_file *sources; /* the files that spans index */
     size_t source_count;
     qf_io io;              /* not AUTO */

@@ -214,6 +214,8 @@ static uint64_t scales_of(const chooser *c)
  * channels and groups. */
 static void index_scales(const chooser *c, qf_job *job)
 {
+    if (c->group)
+        job->grouping = c->axis == 0 ? QF_GROUPED_ROWS : QF_GROUPED_COLUMNS;
     job->row_div = job->row_mul = job->row_mod = 1;
     if (c->axis == 0) {
         job->row_mul = groups_of(c);

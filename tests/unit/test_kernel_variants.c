@@ -242,6 +242,52 @@ static void check_errors(const qf_kernels *k, const sample *s, unsigned char *ou
     }
 }
 
+/* Integers and sums of one scale and of one a column, for each type; both are those of the kernels
+ * one after the other. */
+static void check_measure(const qf_kernels *k, const sample *s, unsigned char *out)
+{
+    for (int t = 0; t < 6; t++) {
+        qf_element type = (qf_element)(t / 2);
+        size_t step = (size_t)(t % 2);
+        const unsigned char *x = stored_as(s, type);
+        const float *scales = step ? s->scales : &s->scale;
+        int8_t q[2][ROOM] = {{0}, {0}};
+        float y[2][ROOM] = {{0}, {0}};
+        qf_error_sums sums[2];
+        qf_quantized to[2] = {{.q = q[0], .y = y[0]}, {.q = q[1], .y = y[1]}};
+        memset(sums, 0, sizeof sums);
+        bool finite = k->measure(x, type, s->n, scales, step, -8, 7, to[0], &sums[0]);
+        if (step) {
+            assert_int_equal(finite,
+                             qf_quantize_columns_for(k, type)(x, 1, s->n, scales, -8, 7, to[1]));
+            qf_errors_columns_for(k, type)(x, q[1], s->n, scales, &sums[1]);
+        } else {
+            assert_int_equal(finite, qf_quantize_for(k, type)(x, s->n, *scales, -8, 7, to[1]));
+            qf_errors_for(k, type)(x, q[1], s->n, *scales, &sums[1]);
+        }
+        assert_memory_equal(q[0], q[1], sizeof q[0]);
+        assert_memory_equal(y[0], y[1], sizeof y[0]);
+        if (!finite)
+            memset(sums, 0, sizeof sums);
+        assert_memory_equal(&sums[0].signal, &sums[1].signal, 8);
+        assert_memory_equal(&sums[0].noise, &sums[1].noise, 8);
+        assert_memory_equal(&sums[0].max_error, &sums[1].max_error, 4);
+        assert_int_equal(sums[0].clipped, sums[1].clipped);
+        memcpy(out + t * 8, &sums[0].signal, 8);
+        out[48 + t] = (unsigned char)sums[0].clipped;
+    }
+    k->measure(stored_as(s, QF_F32), QF_F32, s->n, &s->scale, 0, -128, 127,
+               (qf_quantized){.q = (int8_t *)out + 64}, &(qf_error_sums){0});
+}
+
+/* Counts of any two values as ends. */
+static void check_ends(const qf_kernels *k, const sample *s, unsigned char *out)
+{
+    uint64_t found[3] = {k->ends(s->q, s->n, -128, 127), k->ends(s->q, s->n, -8, 7),
+                         k->ends(s->q, s->n, -64, 63)};
+    memcpy(out, found, sizeof found);
+}
+
 static void check_minmax(const qf_kernels *k, const sample *s, unsigned char *out)
 {
     float *min = (float *)(void *)out, *max = min + 1;
@@ -338,6 +384,8 @@ static const struct {
     {"absmax_f16, absmax_bf16", check_absmax_halves},
     {"absmax_columns_f16, absmax_columns_bf16", check_absmax_columns_halves},
     {"errors", check_errors},
+    {"measure", check_measure},
+    {"ends", check_ends},
     {"minmax", check_minmax},
     {"minmax_columns", check_minmax_columns},
     {"widen", check_widen},
@@ -385,6 +433,7 @@ static void test_errors_of_many(void **state)
     static int8_t q[MANY];
     const float scale = 0.01f;
     double signal = 0, noise = 0;
+    size_t ends = 0;
     for (size_t i = 0; i < MANY; i++) {
         x[i] = ((float)(random_bits() % 25000) - 12500.0f) * 1e-4f;
         if (i % 701 == 3)
@@ -392,6 +441,7 @@ static void test_errors_of_many(void **state)
         long n = lrintf(x[i] / scale);
         q[i] = (int8_t)(n > 127 ? 127 : n < -128 ? -128 : n);
         double e = (double)x[i] - (double)((float)q[i] * scale);
+        ends += q[i] == -128 || q[i] == 127;
         signal += (double)x[i] * (double)x[i];
         noise += e * e;
     }
@@ -405,6 +455,15 @@ static void test_errors_of_many(void **state)
         assert_memory_equal(&sums.noise, &first.noise, sizeof sums.noise);
         assert_memory_equal(&sums.max_error, &first.max_error, sizeof sums.max_error);
         assert_int_equal(sums.clipped, (MANY - 4) / 701 + 1);
+        static int8_t made[MANY];
+        qf_error_sums both = {0};
+        assert_true(qf_kernels_at(v)->measure(x, QF_F32, MANY, &scale, 0, -128, 127,
+                                              (qf_quantized){.q = made}, &both));
+        assert_memory_equal(made, q, MANY);
+        assert_memory_equal(&both.signal, &sums.signal, sizeof sums.signal);
+        assert_memory_equal(&both.noise, &sums.noise, sizeof sums.noise);
+        assert_int_equal(both.clipped, sums.clipped);
+        assert_int_equal(qf_kernels_at(v)->ends(q, MANY, -128, 127), ends);
         assert_true(fabs(sums.signal / signal - 1) < 1e-6);
         assert_true(fabs(sums.noise / noise - 1) < 1e-4);
         assert_true(fabsf(sums.max_error - (1.5f - 1.27f)) < 1e-6f);
@@ -431,6 +490,9 @@ static void test_nonfinite_is_seen(void **state)
                 memset(low, 0, sizeof low);
                 memset(high, 0, sizeof high);
                 assert_false(k->quantize_f32(x, n, 1.0f, -128, 127, out));
+                qf_error_sums sums = {0};
+                assert_false(k->measure(x, QF_F32, n, scales, 0, -128, 127, out, &sums));
+                assert_false(k->measure(x, QF_F32, n, scales, 1, -128, 127, out, &sums));
                 assert_false(k->quantize_columns_f32(x, 1, n, scales, -128, 127, out));
                 assert_false(k->absmax_f32(x, n, high));
                 high[0] = 0;
