@@ -61,8 +61,7 @@ _quantfold_reply() { # _quantfold_reply START VALUE...
   for value in "$@"; do
     case $value in
       /) mapfile -t found < <(compgen -d -- "$start") ;;
-      \**) mapfile -t found < <(compgen -f -X "!$value" -- "$start" && compgen -d -- "$start" ||
-        compgen -d -- "$start") ;;
+      \**) mapfile -t found < <(compgen -f -X "!$value" -- "$start"; compgen -d -- "$start") ;;
       *) mapfile -t found < <(compgen -W "$value" -- "$start") ;;
     esac
     case $value in

@@ -98,6 +98,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
 static bool set_choice(arguments *a, int option, const char *word)
 {
     static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
+    static const char *const externals[] = {"auto", "always", "never", NULL};
     static const char *const layouts[] = {"per-tensor", "single", NULL};
     static const char *const forms[] = {"float", "int8", "shared", NULL};
     static const char *const pairs[] = {"keep", "drop", NULL};
@@ -124,7 +125,7 @@ static bool set_choice(arguments *a, int option, const char *word)
         a->options.emit = (qf_emit)i;
         break;
     case 'x':
-        i = cli_choose("external", word, cli_whens);
+        i = cli_choose("external", word, externals);
         a->options.external = (qf_external)i;
         break;
     case 'L':
