@@ -11,7 +11,10 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 ROOMS = ("docs", "datasets", "kernels", "bench", "tests", "python", "src")
-DOCUMENTS = [REPO / "README.md", *(d for room in ROOMS for d in sorted((REPO / room).rglob("*.md")))]
+DOCUMENTS = [
+    REPO / "README.md",
+    *(d for room in ROOMS for d in sorted((REPO / room).rglob("*.md"))),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
