@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -104,6 +105,20 @@ def test_long_files(quantfold, tmp_path):
     axes = ("--dynamic-axes", f"@{tmp_path}/axes")
     run = quantfold("export", "--model", model, "--record", record, *out, *axes)
     assert run.code == 1 and "dynamic axes" in run.err
+
+
+def test_many_dynamic_axes(quantfold, tmp_path):
+    """What would be compared with each other for hours is refused at once."""
+    most = next(number for _, number, _, name in limits() if name == "AXES_MOST")
+    model = REPO / "datasets" / "digits" / "model.onnx"
+    record = REPO / "datasets" / "digits" / "record.txt"
+    many = {f"t{i}": [] for i in range(most)}
+    out = ("--save-path", tmp_path / "out" / "m", "--dry-run")
+    for axes, refused in ((many, False), (many | {"more": []}, True), ({"x": [0] * most}, True)):
+        (tmp_path / "axes").write_text(json.dumps(axes))
+        axes = ("--dynamic-axes", f"@{tmp_path}/axes")
+        run = quantfold("export", "--model", model, "--record", record, *out, *axes, timeout=30)
+        assert ("dynamic_axes has more than" in run.err) == refused, run.err
 
 
 def test_long_safetensors_header(quantfold, tmp_path):
