@@ -41,9 +41,10 @@ def test_pages_are_installed(repo):
 def test_main_page_lists_the_commands(commands, repo):
     """The same commands with the same words as --help."""
     source = pages(repo)["quantfold"].read_text()
-    listed = dict(re.findall(r"^\.It Cm (\w+)\n((?:[^.].*\n)+)", source, re.MULTILINE))
+    listed = dict(re.findall(r"^\.It Cm (\w+)\n(.*?)^\.Xr", source, re.MULTILINE | re.DOTALL))
     assert set(listed) == set(commands)
     for name, text in listed.items():
+        text = re.sub(r"^\.Fl (-\S+)", r"-\1", text, flags=re.MULTILINE)
         said = re.sub(r"\s+", " ", text).strip().rstrip(":")
         summary = commands[name].summary.replace("; report", ", and report")
         assert said == summary, f"{name}: the page says '{said}', --help '{summary}'"

@@ -24,9 +24,11 @@ def printed_options(text: str) -> set[str]:
     usage, *rest = text.split("\n\n")
     found = set(re.findall(rf"(?:[ \[|])({OPTION})", usage))
     for line in "\n\n".join(rest).splitlines():
-        if re.match(r"  (-\w, )?--\w", line):
+        if re.match(r" {2,8}(-\w, )?--\w", line):
             found.add(re.search(OPTION, line)[0])
+            # more of them in one line: with a letter, with what they take, or in brackets
             found |= set(re.findall(rf"(?:-\w, |\()({OPTION})", line))
+            found |= set(re.findall(rf"[,;] ({OPTION})(?= [A-Z])", line))
     return found
 
 
