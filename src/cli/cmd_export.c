@@ -98,10 +98,10 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
 static bool set_choice(arguments *a, int option, const char *word)
 {
     static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
-    static const char *const externals[] = {"auto", "always", "never", NULL};
     static const char *const layouts[] = {"per-tensor", "single", NULL};
     static const char *const forms[] = {"float", "int8", "shared", NULL};
     static const char *const pairs[] = {"keep", "drop", NULL};
+    static const char *const externals[] = {"auto", "always", "never", NULL};
     int i;
     switch (option) {
     case 'S':
