@@ -15,6 +15,7 @@ DOCUMENTS = [
     REPO / "README.md",
     *(d for room in ROOMS for d in sorted((REPO / room).rglob("*.md"))),
 ]
+OF_OTHERS = {"--array", "--float32"}  # of sbatch, of a program that checkpoints are compared with
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -84,8 +85,14 @@ def command_lines(document: Path) -> list[list[str]]:
         if language in ("sh", "bash", ""):
             lines += block.replace("\\\n", " ").splitlines()
     lines += re.findall(r"`([^`\n]+)`", prose(document))
-    words = [shlex.split(line, comments=True) for line in lines if "quantfold " in line]
-    return [w for w in words if w and Path(w[0]).name == "quantfold" and len(w) > 1]
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True) if "quantfold " in line else []
+        while words and re.match(r"\w+=", words[0]):  # variables of the environment
+            words.pop(0)
+        if len(words) > 1 and Path(words[0]).name == "quantfold":
+            found.append(words)
+    return found
 
 
 @every_document
@@ -113,6 +120,7 @@ def test_command_lines_are_understood(document, commands):
 def test_options_in_text_exist(document, commands):
     """`--option` and `--option word` in running text are of some command."""
     known: dict[str, set[str]] = {"--version": set(), "--fsync": set()}
+    known |= {option: set() for option in OF_OTHERS}
     for command in commands.values():
         for option in command.options:
             known.setdefault(option, set()).update(command.words.get(option, ()))
