@@ -7,6 +7,7 @@ becomes, so that neither can change without the other.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -409,3 +410,32 @@ def test_config_keys_and_words(written, quantfold):
             }
             text = json.dumps({"version": 1, "batch_num": 1, "conv": layer})
             assert (check(text)[0] == 0) == (f"A{act}W{wts}" in pairs), (act, wts)
+
+
+def test_short_definition():
+    """The table has the fields that the Python package describes, of every message."""
+    tree = ast.parse((REPO / "python" / "quantfold" / "torch" / "config.py").read_text())
+    values = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    messages = ast.literal_eval(values["_MESSAGES"])
+    told: dict[str, dict[str, str]] = {}
+    name = ""
+    for row in table(section("config.md", "The short definition")):
+        name = (codes(row[0]) or [row[0]])[0] or name
+        for field in codes(row[1]):
+            told.setdefault(name.replace("the whole", "Definition"), {})[field] = row[2]
+            if field == "clip_max_min":
+                told["Clips"] = {code: "float" for code in codes(row[2])[1:]}
+    assert {name: set(fields) for name, fields in told.items()} == {
+        name: set(fields) for name, fields in messages.items()
+    }
+    for name, fields in messages.items():
+        for field, kind in fields.items():
+            assert kind.startswith("*") == told[name][field].startswith("repeated"), (name, field)
+            if kind.strip("*")[0].islower():
+                assert kind.strip("*") in told[name][field], (name, field)
