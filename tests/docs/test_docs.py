@@ -15,7 +15,8 @@ DOCUMENTS = [
     REPO / "README.md",
     *(d for room in ROOMS for d in sorted((REPO / room).rglob("*.md"))),
 ]
-OF_OTHERS = {"--array", "--float32"}  # of sbatch, of a program that checkpoints are compared with
+# of sbatch, mpirun, a program that checkpoints are compared with
+OF_OTHERS = {"--array", "--bind-to", "--float32"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
