@@ -443,7 +443,7 @@ def _ranges(stack: ExitStack, findings: _Findings, given: object) -> c_void_p | 
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        path = _path(given)
+        path = _path(given)  # type: ignore[arg-type]
         return findings.open(stack, "qf_ranges_open", "qf_ranges_close", path)
     text = json.dumps(given).encode()
     return findings.open(

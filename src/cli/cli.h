@@ -79,6 +79,8 @@ int cli_print_json(cJSON *root);
 void cli_json_text(cJSON *object, const char *key, const char *text);
 /* Findings as a JSON array. */
 cJSON *cli_json_diagnostics(const qf_diagnostics *list);
+/* Version, build, instruction set and libraries, to stdout. */
+void cli_print_version(void);
 /* Whether everything written to stdout arrived. */
 bool cli_flush(void);
 

@@ -48,7 +48,7 @@ int main(int argc, char **argv)
         return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
     }
     if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0) {
-        printf("quantfold %s (kernels: %s)\n", qf_version(), qf_kernels_active());
+        cli_print_version();
         return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {

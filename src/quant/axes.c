@@ -110,7 +110,14 @@ static size_t text_bytes(const cJSON *root)
 
 static qf_status read_all(axes *a, const cJSON *root)
 {
+    /* each is compared with those before it; no graph has as many inputs and outputs */
+    enum { AXES_MOST = 10000 };
     const cJSON *e, *f;
+    if ((size_t)cJSON_GetArraySize(root) + count_axes(root) > AXES_MOST)
+        return qf_fail(a->err, QF_ERR_INPUT,
+                       "dynamic_axes has more than %d tensors and axes; name only those of the "
+                       "graph's inputs and outputs that are to be symbolic",
+                       AXES_MOST);
     cJSON_ArrayForEach(e, root)
     {
         for (f = root->child; f != e; f = f->next) {

@@ -127,7 +127,7 @@ struct qf_plan {
     qf_strmap matrix_of_payload; /* payload index as text -> matrix + 1 */
     qf_strmap matrix_of_bytes;   /* with dedup: qf_same_key -> matrix + 1, the latest */
     bool opset_refused;          /* it is one finding, not one for each layer */
-    qf_strmap weight_of_payload; /* payload index as text -> layer + 1, the latest */
+    qf_strmap weight_of_payload; /* payload index and scales as text -> layer + 1, the latest */
     qf_strmap folded;            /* names of Conv nodes that took in a batch norm */
 
     qf_layout layout;

@@ -2,6 +2,7 @@
 /* A layer's weight as a job: how it is laid out, scaled and packed (facts 4.3). */
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/spill.h"
 #include "exec/source.h"
@@ -129,8 +130,11 @@ static bool share(const qf_tensor_context *t, qf_weight *w, size_t payload)
 {
     qf_plan *plan = t->plan;
     size_t self = (size_t)(t->layer - plan->layers);
-    char key[32];
-    snprintf(key, sizeof key, "%zu", payload);
+    char key[48];
+    /* with the scales: thousands of layers of one tensor and scales of their own stay apart */
+    snprintf(key, sizeof key, "%zu:%016llx", payload,
+             (unsigned long long)XXH3_64bits(w->job->scales,
+                                             w->job->scale_count * sizeof *w->job->scales));
     w->owner = self;
     w->previous = (size_t)(uintptr_t)qf_strmap_get(&plan->weight_of_payload, key);
     for (size_t at = w->previous; at;) {

@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -776,6 +777,8 @@ def test_help_and_version(quantfold):
     for args in (["--help"], ["export", "--help"], ["--version"]):
         result = quantfold(*args)
         assert result.code == 0 and result.out.strip(), args
+    for word in ("build", "instructions", "protobuf-c", "cJSON", "xxHash", "OpenMP", "MPI"):
+        assert re.search(rf"^  {word} +\S", result.out, re.M), result.out
 
 
 def test_inspect_of_a_bad_model(job):

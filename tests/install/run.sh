@@ -34,3 +34,9 @@ if nm -D --defined-only "$lib/libquantfold.so" | awk '$2 ~ /[A-Z]/ {print $3}' |
   exit 1
 fi
 "$prefix/bin/quantfold" --version
+
+# what belongs to the program is where shells and man look for it
+for file in man/man1/quantfold.1 man/man1/quantfold-export.1 bash-completion/completions/quantfold \
+  zsh/site-functions/_quantfold; do
+  [ -s "$prefix/share/$file" ] || { echo "share/$file is not installed" >&2; exit 1; }
+done
