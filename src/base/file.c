@@ -9,17 +9,23 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/retry.h"
 #include "base/spill.h"
+
+bool qf_is_absent(int error)
+{
+    return error == ENOENT || error == ENOTDIR || error == ENAMETOOLONG || error == ELOOP;
+}
 
 /* Opens without blocking, so that a FIFO given by mistake is an error and not a hang. A path that
  * names nothing is the caller's mistake; anything else is the system's refusal. */
 static qf_status open_regular(const char *path, const char *what, int *fd, struct stat *st,
                               qf_error *err)
 {
-    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    *fd = qf_open_at(AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
     if (*fd < 0) {
         int e = errno;
-        if (e == ENOENT || e == ENOTDIR || e == ENAMETOOLONG || e == ELOOP)
+        if (qf_is_absent(e))
             return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path, .sys_errno = e},
                               "cannot find the %s; check the path", what);
         return qf_fail_errno(err, path, e, "cannot open the %s", what);
@@ -105,26 +111,21 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
                           "the %s has %llu bytes; at most %llu are accepted", what,
                           (unsigned long long)st.st_size, (unsigned long long)max);
     }
-    size_t size = (size_t)st.st_size, got = 0;
+    size_t size = (size_t)st.st_size;
     char *text = qf_spill_alloc(size + 1);
     if (!text) {
         close(fd);
         return qf_fail_memory(err);
     }
-    while (got < size) {
-        ssize_t n = read(fd, text + got, size - got);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            int e = errno;
-            qf_spill_free(text);
-            close(fd);
-            if (n < 0)
-                return qf_fail_errno(err, path, e, "cannot read the %s", what);
-            return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
-                              "the %s became shorter while it was read", what);
-        }
-        got += (size_t)n;
+    ssize_t got = qf_read_all(fd, text, size);
+    if (got < (ssize_t)size) {
+        int e = errno;
+        qf_spill_free(text);
+        close(fd);
+        if (got < 0)
+            return qf_fail_errno(err, path, e, "cannot read the %s", what);
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
+                          "the %s became shorter while it was read", what);
     }
     close(fd);
     text[size] = '\0';

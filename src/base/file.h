@@ -34,6 +34,9 @@ void qf_file_advise(const qf_file *file, const unsigned char *from, const unsign
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
                             size_t *length, dev_t *device, ino_t *inode, qf_error *err);
 
+/* Whether an errno says that a path names nothing. */
+bool qf_is_absent(int error);
+
 /* Whether `text` ends in `end`; for file names. */
 bool qf_ends_with(const char *text, const char *end);
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/folder.h"
 
-#include <cjson/cJSON.h>
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -10,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/json.h"
 #include "base/spill.h"
 
 enum {
@@ -34,11 +34,8 @@ static bool is_other_weight(const char *name)
 
 /* Whether `path` may be read as a file of the folder: links must not lead out of it, but into the
  * `blobs` of a Hugging Face cache, whose `snapshots/<revision>` are made of such links. */
-static bool stays_inside(const char *folder, const char *path)
+static bool is_inside(char *real_folder, const char *real)
 {
-    char real_folder[PATH_MAX], real[PATH_MAX];
-    if (!realpath(folder, real_folder) || !realpath(path, real))
-        return false;
     size_t n = strlen(real_folder);
     if (strncmp(real, real_folder, n) == 0 && real[n] == '/')
         return true;
@@ -70,16 +67,26 @@ static qf_status refuse_link(const char *path, qf_error *err)
         "to into the folder");
 }
 
+/* What is not there is left to those who open it. */
+static qf_status check_inside(const qf_checkpoint *f, const char *path, qf_error *err)
+{
+    char folder[PATH_MAX], real[PATH_MAX];
+    if (!realpath(path, real))
+        return qf_is_absent(errno) ? QF_OK : qf_fail_errno(err, path, errno, "cannot resolve the path");
+    if (!realpath(f->path, folder))
+        return qf_fail_errno(err, f->path, errno, "cannot resolve the path");
+    return is_inside(folder, real) ? QF_OK : refuse_link(path, err);
+}
+
 qf_status qf_folder_text(const qf_checkpoint *f, const char *name, char **out, size_t *length,
                          qf_error *err)
 {
-    struct stat st;
     char *path = path_of(f, name);
     if (!path)
         return qf_fail_memory(err);
-    qf_status status = stat(path, &st) == 0 && !stays_inside(f->path, path)
-                           ? refuse_link(path, err)
-                           : qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, NULL, err);
+    qf_status status = check_inside(f, path, err);
+    if (status == QF_OK)
+        status = qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, NULL, err);
     free(path);
     return status;
 }
@@ -100,10 +107,9 @@ static qf_status add_file(qf_checkpoint *f, const char *name, bool shard, qf_err
         free(path);
         return qf_fail_memory(err);
     }
-    struct stat st;
-    qf_status status = stat(path, &st) == 0 && !stays_inside(f->path, path)
-                           ? refuse_link(path, err)
-                           : qf_file_open(path, shard ? "checkpoint file" : "file", &file, err);
+    qf_status status = check_inside(f, path, err);
+    if (status == QF_OK)
+        status = qf_file_open(path, shard ? "checkpoint file" : "file", &file, err);
     free(path);
     if (status != QF_OK)
         return status;
@@ -140,7 +146,7 @@ static qf_status list_folder(qf_checkpoint *f, const char *sub, const char ***na
     }
     free(path);
     qf_status status = QF_OK;
-    for (const struct dirent *e; status == QF_OK && (e = readdir(dir));) {
+    for (const struct dirent *e; status == QF_OK && (errno = 0, e = readdir(dir));) {
         if (e->d_name[0] == '.')
             continue;
         const char *name = qf_arena_printf(&f->arena, "%s%s%s", sub, *sub ? "/" : "", e->d_name);
@@ -152,6 +158,8 @@ static qf_status list_folder(qf_checkpoint *f, const char *sub, const char ***na
         else
             (*names)[(*count)++] = name;
     }
+    if (status == QF_OK && errno)
+        status = qf_fail_errno(err, f->path, errno, "cannot read the model's folder");
     closedir(dir);
     if (status == QF_OK && *count)
         qsort(*names, *count, sizeof **names, by_text);
@@ -176,6 +184,10 @@ static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_err
         struct stat st;
         char *path = path_of(f, names[i]);
         bool there = path && stat(path, &st) == 0;
+        if (!path)
+            status = qf_fail_memory(err);
+        else if (!there && !qf_is_absent(errno))
+            status = qf_fail_errno(err, path, errno, "cannot examine the file");
         free(path);
         if (strcmp(names[i], QF_CONFIG_NAME) == 0 || !there)
             continue;
@@ -314,18 +326,26 @@ static qf_status read_shards(qf_checkpoint *f, qf_error *err)
     if (!path)
         return qf_fail_memory(err);
     f->indexed = stat(path, &st) == 0;
+    qf_status status = f->indexed || qf_is_absent(errno)
+                           ? QF_OK
+                           : qf_fail_errno(err, path, errno, "cannot examine the file");
     free(path);
-    if (!f->indexed) {
-        qf_status status = add_unindexed(f, err);
-        return status == QF_OK ? read_tensors(f, err) : status;
-    }
-    qf_status status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, err);
     if (status != QF_OK)
         return status;
-    cJSON *index = cJSON_ParseWithLength(text, length);
+    if (!f->indexed) {
+        status = add_unindexed(f, err);
+        return status == QF_OK ? read_tensors(f, err) : status;
+    }
+    status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, err);
+    if (status != QF_OK)
+        return status;
+    bool exhausted = false;
+    cJSON *index = qf_json_parse(text, length, NULL, false, &exhausted);
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map");
     qf_spill_free(text);
-    if (!cJSON_IsObject(map) || !map->child)
+    if (exhausted)
+        status = qf_fail_memory(err);
+    else if (!cJSON_IsObject(map) || !map->child)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = QF_INDEX_NAME},
                             "the index is not a JSON object with a 'weight_map' of tensors to "
                             "files");
@@ -339,19 +359,29 @@ static qf_status read_shards(qf_checkpoint *f, qf_error *err)
     return status;
 }
 
-const char *qf_find_entry(const char *folder, const char *end,
-                          bool (*known)(const qf_checkpoint_plan *plan, const char *name),
-                          const qf_checkpoint_plan *plan, qf_arena *arena)
+qf_status qf_find_entry(const char *folder, const char *end,
+                        bool (*known)(const qf_checkpoint_plan *plan, const char *name),
+                        const qf_checkpoint_plan *plan, qf_arena *arena, const char **found,
+                        qf_error *err)
 {
+    const struct dirent *e;
+    *found = NULL;
     DIR *dir = opendir(folder);
-    const char *found = NULL;
-    for (const struct dirent *e; dir && !found && (e = readdir(dir));) {
-        if (e->d_name[0] != '.' && qf_ends_with(e->d_name, end) && !known(plan, e->d_name))
-            found = qf_arena_strdup(arena, e->d_name);
+    if (!dir)
+        return qf_is_absent(errno)
+                   ? QF_OK
+                   : qf_fail_errno(err, folder, errno, "cannot read the target folder");
+    qf_status status = QF_OK;
+    while (status == QF_OK && !*found && (errno = 0, e = readdir(dir))) {
+        if (e->d_name[0] == '.' || !qf_ends_with(e->d_name, end) || known(plan, e->d_name))
+            continue;
+        *found = qf_arena_strdup(arena, e->d_name);
+        status = *found ? QF_OK : qf_fail_memory(err);
     }
-    if (dir)
-        closedir(dir);
-    return found;
+    if (status == QF_OK && !*found && errno)
+        status = qf_fail_errno(err, folder, errno, "cannot read the target folder");
+    closedir(dir);
+    return status;
 }
 
 /* ---- the whole ---- */
@@ -361,8 +391,11 @@ static qf_status read_config(qf_checkpoint *f, qf_error *err)
     qf_status status = qf_folder_text(f, QF_CONFIG_NAME, &f->config, &f->config_length, err);
     if (status != QF_OK)
         return status;
-    cJSON *config = cJSON_ParseWithLength(f->config, f->config_length);
-    if (!cJSON_IsObject(config))
+    bool exhausted = false;
+    cJSON *config = qf_json_parse(f->config, f->config_length, NULL, false, &exhausted);
+    if (exhausted)
+        status = qf_fail_memory(err);
+    else if (!cJSON_IsObject(config))
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = QF_CONFIG_NAME},
                             "it is not a JSON object");
     cJSON_Delete(config);

@@ -216,8 +216,11 @@ qf_status qf_safetensors_read(const qf_file *file, int number, qf_arena *arena,
     if (length > file->size - LENGTH_BYTES || length > QF_SAFETENSORS_HEADER_MOST)
         return refuse(&r, NULL, "its length is more than the file has, or than 100,000,000 bytes");
     r.data = LENGTH_BYTES + length;
-    cJSON *header = cJSON_ParseWithLength((const char *)file->data + LENGTH_BYTES, (size_t)length);
+    bool exhausted = false;
+    cJSON *header = qf_json_parse((const char *)file->data + LENGTH_BYTES, (size_t)length, NULL,
+                                  false, &exhausted);
     qf_status status = cJSON_IsObject(header) ? read_entries(&r, header, tensors, metadata)
+                       : exhausted            ? qf_fail_memory(err)
                                               : refuse(&r, NULL, "it is not a JSON object");
     cJSON_Delete(header);
     return status;

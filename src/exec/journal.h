@@ -12,6 +12,7 @@
 #ifndef QF_EXEC_JOURNAL_H
 #define QF_EXEC_JOURNAL_H
 
+#include <pthread.h>
 #include <xxhash.h>
 
 #include "exec/blocks.h"
@@ -48,6 +49,7 @@ typedef struct qf_journal {
     uint32_t shard, shard_count;
     qf_hash fingerprint;
     char name[64];
+    pthread_mutex_t lock; /* of writing */
 } qf_journal;
 
 /* Opens the journal of a shard (0 of 1: of the whole), alone in doing so, for `count` pieces of the

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quant/plan.h"
 
+#include <errno.h>
 #include <fenv.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/file.h"
 #include "base/spill.h"
 #include "exec/stage.h"
 #include "kernels.h"
@@ -184,6 +186,8 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
         if (!path)
             return qf_fail_memory(err);
         *out = (qf_output_file){path, layout->files[i].size, stat(path, &st) == 0};
+        if (!out->exists && !qf_is_absent(errno))
+            return qf_fail_errno(err, path, errno, "cannot examine the output's place");
         plan->bytes_out += out->bytes;
         bool model = qf_ends_with(path, ".onnx");
         if (model)

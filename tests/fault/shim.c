@@ -523,6 +523,13 @@ EXPORT int fstat64(int fd, struct stat64 *out)
     return fate.fails ? -1 : real(fd, out);
 }
 
+EXPORT int faccessat(int folder, const char *path, int mode, int flags)
+{
+    REAL(faccessat);
+    fate fate = decide(F_STAT, folder, path);
+    return fate.fails ? -1 : real(folder, path, mode, flags);
+}
+
 EXPORT int stat64(const char *restrict path, struct stat64 *restrict out)
 {
     return fstatat64(AT_FDCWD, path, out, 0);
