@@ -48,7 +48,8 @@ size_t qf_diagnostics_errors(const qf_diagnostics *list)
 qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index)
 {
     static const qf_diagnostic out_of_memory = {
-        QF_ERROR, "", 0, 0, "", "out of memory; close other programs or export on a larger machine"};
+        QF_ERROR, "", 0,
+        0,        "", "out of memory; close other programs or export on a larger machine"};
     return index < list->count ? list->items[index] : out_of_memory;
 }
 

@@ -21,8 +21,7 @@ static size_t utf8_length(const unsigned char *p)
     return n;
 }
 
-cJSON *qf_json_parse(const char *text, size_t length, const char **end, bool whole,
-                     bool *exhausted)
+cJSON *qf_json_parse(const char *text, size_t length, const char **end, bool whole, bool *exhausted)
 {
     errno = 0; /* of what cJSON calls, malloc alone sets it to ENOMEM */
     cJSON *root = cJSON_ParseWithLengthOpts(text, length, end, whole);

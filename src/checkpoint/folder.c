@@ -72,7 +72,8 @@ static qf_status check_inside(const qf_checkpoint *f, const char *path, qf_error
 {
     char folder[PATH_MAX], real[PATH_MAX];
     if (!realpath(path, real))
-        return qf_is_absent(errno) ? QF_OK : qf_fail_errno(err, path, errno, "cannot resolve the path");
+        return qf_is_absent(errno) ? QF_OK
+                                   : qf_fail_errno(err, path, errno, "cannot resolve the path");
     if (!realpath(f->path, folder))
         return qf_fail_errno(err, f->path, errno, "cannot resolve the path");
     return is_inside(folder, real) ? QF_OK : refuse_link(path, err);
@@ -421,6 +422,7 @@ qf_status qf_checkpoint_open(const char *path, qf_checkpoint **out, qf_error *er
         status = read_config(f, err);
     if (status == QF_OK)
         status = add_others(f, "", 0, err);
+    status = qf_files_check(f->files, f->file_count, status, err);
     if (status == QF_OK)
         *out = f;
     else

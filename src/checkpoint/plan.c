@@ -357,7 +357,8 @@ static qf_status check_target(qf_checkpoint_plan *p, qf_error *err)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
                           "the target is the checkpoint's own folder; choose another");
     const char *stale;
-    qf_status status = qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
+    qf_status status =
+        qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
     if (status != QF_OK)
         return status;
     if (stale)

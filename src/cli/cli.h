@@ -76,6 +76,8 @@ void cli_json_text(cJSON *object, const char *key, const char *text);
 cJSON *cli_json_diagnostics(const qf_diagnostics *list);
 /* Whether everything written to stdout arrived. */
 bool cli_flush(void);
+/* Says so, and returns the exit code for it. */
+int cli_out_of_memory(void);
 
 /* ---- progress bar ---- */
 

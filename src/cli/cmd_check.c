@@ -95,7 +95,7 @@ int cmd_check(int argc, char **argv)
         return cli_usage_error("check", "--model is needed");
     qf_diagnostics *diagnostics = qf_diagnostics_create();
     if (!diagnostics)
-        return EXIT_SYSTEM;
+        return cli_out_of_memory();
     size_t layers;
     qf_status status = check(&inputs, &planned, diagnostics, &layers);
     cli_print_diagnostics(diagnostics, quiet);

@@ -64,10 +64,8 @@ static int read_arguments(int argc, char **argv, arguments *a)
             return cli_usage_error("commit", "the command line cannot be understood");
         }
     }
-    if (!ok) {
-        fputs("quantfold: error: out of memory\n", stderr);
-        return EXIT_SYSTEM;
-    }
+    if (!ok)
+        return cli_out_of_memory();
     if (optind != argc)
         return cli_usage_error("commit", "unexpected word '%s'", argv[optind]);
     if (!a->save_path)

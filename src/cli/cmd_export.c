@@ -488,7 +488,7 @@ static int run(arguments *a, const qf_io_spec *io)
     cli_progress progress;
     qf_diagnostics *list = qf_diagnostics_create();
     if (!list)
-        return EXIT_SYSTEM;
+        return cli_out_of_memory();
     cli_progress_init(&progress, a->quiet ? CLI_NEVER : a->progress);
     a->options.progress = cli_progress_step;
     a->options.progress_user = &progress;
@@ -524,7 +524,7 @@ int cmd_export(int argc, char **argv)
     if (!split_names(a.input_names, &inputs, &io.input_name_count) ||
         !split_names(a.output_names, &outputs, &io.output_name_count)) {
         free(inputs);
-        return EXIT_SYSTEM;
+        return cli_out_of_memory();
     }
     io.input_names = inputs;
     io.output_names = outputs;

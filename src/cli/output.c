@@ -86,6 +86,12 @@ int cli_usage_error(const char *command, const char *format, ...)
     return EXIT_USAGE;
 }
 
+int cli_out_of_memory(void)
+{
+    fputs("quantfold: error: out of memory\n", stderr);
+    return EXIT_SYSTEM;
+}
+
 const char *cli_bytes(uint64_t bytes, char buffer[32])
 {
     static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
@@ -111,10 +117,8 @@ int cli_print_json(cJSON *root)
 {
     char *text = cJSON_Print(root);
     cJSON_Delete(root);
-    if (!text) {
-        fputs("quantfold: error: out of memory\n", stderr);
-        return EXIT_SYSTEM;
-    }
+    if (!text)
+        return cli_out_of_memory();
     puts(text);
     free(text);
     return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;

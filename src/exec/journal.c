@@ -239,8 +239,7 @@ static int read_one(void *user, int fd, uint32_t shard, uint32_t count)
     bool done;
     (void)shard;
     (void)count;
-    off_t sound =
-        read_journal(fd, &journal->fingerprint, journal->count, journal->results, &done);
+    off_t sound = read_journal(fd, &journal->fingerprint, journal->count, journal->results, &done);
     return sound < 0 ? errno : 0;
 }
 
@@ -279,8 +278,7 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
     snprintf(out->name, sizeof out->name, "journal.%u-of-%u", shard, shard_count);
     out->results = qf_spill_alloc((count + 1) * sizeof *out->results);
     pthread_mutex_init(&out->lock, NULL);
-    out->fd =
-        qf_open_at(stage->run_fd, out->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+    out->fd = qf_open_at(stage->run_fd, out->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
     qf_status status = QF_OK;
     if (!out->results)
         status = qf_fail_memory(err);

@@ -256,7 +256,9 @@ static qf_status write_pieces(outcome *o, qf_error *err)
                     .progress_user = options->progress_user};
     o->stage.direct = work.io == QF_IO_DIRECT;
     qf_status status = create_files(o, err);
-    return status == QF_OK ? qf_work_run(&work, &o->stage, &o->totals.bytes_kept, err) : status;
+    if (status == QF_OK)
+        status = qf_work_run(&work, &o->stage, &o->totals.bytes_kept, err);
+    return qf_files_check(work.sources, work.source_count, status, err);
 }
 
 /* Adds the filled manifest to the files to be put in place. */

@@ -374,12 +374,13 @@ static bool move_back(const qf_stage *stage, size_t index, bool moved)
     qf_staged_name(name, staged);
     if (moved && linkat(stage->folder_fd, name, stage->partial_fd, staged, 0) != 0)
         renameat(stage->folder_fd, name, stage->partial_fd, staged);
-    if (renameat(stage->old_fd, staged, stage->folder_fd, name) == 0)
-        /* between two links to one file a rename does nothing */
-        return unlinkat(stage->old_fd, staged, 0) == 0 || errno == ENOENT;
-    if (errno != ENOENT)
-        return false;
-    return !moved || unlinkat(stage->folder_fd, name, 0) == 0 || errno == ENOENT;
+    struct stat st;
+    if (fstatat(stage->old_fd, staged, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT &&
+               (!moved || unlinkat(stage->folder_fd, name, 0) == 0 || errno == ENOENT);
+    /* between two links to one file a rename does nothing */
+    return renameat(stage->old_fd, staged, stage->folder_fd, name) == 0 &&
+           (unlinkat(stage->old_fd, staged, 0) == 0 || errno == ENOENT);
 }
 
 /* Undoes the first `count` renames and what the one after them, which failed, has done. If that
@@ -389,8 +390,9 @@ static bool roll_back(qf_stage *stage, size_t count)
     bool undone = unlinkat(stage->run_fd, COMPLETE, 0) == 0;
     if (undone && !stage->unsynced)
         qf_sync(stage->run_fd);
-    for (size_t i = count + 1; undone && i-- > 0;)
-        undone = move_back(stage, i, i < count);
+    bool started = undone;
+    for (size_t i = count + 1; started && i-- > 0;)
+        undone &= move_back(stage, i, i < count);
     stage->keep |= !undone;
     return undone;
 }

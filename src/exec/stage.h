@@ -35,7 +35,7 @@ typedef struct qf_stage_file {
     int fd;        /* -1: opened for each write */
     int direct_fd; /* the same file opened for direct I/O; -1: not possible or not worth it */
     bool foreign;  /* written by another process */
-    bool mappable; /* all of its space is allocated, so that a mapping cannot fault */
+    bool mappable; /* all of its space is allocated, so that a mapping can hardly fault */
 } qf_stage_file;
 
 typedef enum qf_stage_mode {
@@ -80,6 +80,8 @@ qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, c
 enum { QF_DIRECT_ALIGN = 4096 };
 bool qf_stage_write_direct(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                            size_t n, qf_status *status, qf_error *err);
+/* The error of a write that has failed with errno `e`. */
+qf_status qf_stage_fail_write(const qf_stage *stage, size_t index, int e, qf_error *err);
 /* Maps `n` bytes from `offset`, a multiple of the page size, for writing; munmap when done. NULL if
  * the file cannot be mapped. */
 void *qf_stage_map(const qf_stage *stage, size_t index, uint64_t offset, size_t n);

@@ -123,6 +123,11 @@ static qf_status fail_write(const qf_stage *stage, const qf_stage_file *file, in
     return status;
 }
 
+qf_status qf_stage_fail_write(const qf_stage *stage, size_t index, int e, qf_error *err)
+{
+    return fail_write(stage, &stage->files[index], e, err);
+}
+
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err)
 {

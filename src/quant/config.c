@@ -130,8 +130,7 @@ static const char *skip_space(const char *at, const char *end)
 static cJSON *next_value(checker *c, const char **at, const char *end)
 {
     const char *behind = *at;
-    cJSON *value =
-        qf_json_parse(*at, (size_t)(end - *at), &behind, false, &c->out_of_memory);
+    cJSON *value = qf_json_parse(*at, (size_t)(end - *at), &behind, false, &c->out_of_memory);
     *at = skip_space(behind, end);
     return value;
 }

@@ -142,20 +142,20 @@ ONE = ("--threads", "1")
 SCENARIOS = [
     Scenario("inline", write_model, export(*ONE)),
     Scenario("inline, no folder yet", write_model, export(*ONE), fresh=True),
-    Scenario("inline, --json", write_model, export(*ONE, "--json", "--manifest")),
+    Scenario("inline, JSON", write_model, export(*ONE, "--json", "--manifest")),
     Scenario("external", write_external_model, export("--external", "always", "--threads", "2")),
     Scenario(
-        "--io mmap", write_external_model, export(*ONE, "--external", "always", "--io", "mmap")
+        "mmap", write_external_model, export(*ONE, "--external", "always", "--io", "mmap")
     ),
     Scenario(
-        "--io direct",
+        "direct",
         write_external_model,
         export(*ONE, "--external", "always", "--external-layout", "single", "--io", "direct"),
         uncached=True,
     ),
-    Scenario("--resume", write_model, export(*ONE, "--resume", "--manifest"), keeps=True),
+    Scenario("resume", write_model, export(*ONE, "--resume", "--manifest"), keeps=True),
     Scenario(
-        "--resume, taken up",
+        "resume, taken up",
         write_external_model,
         export(*ONE, "--external", "always", "--resume", "--manifest"),
         keeps=True,
