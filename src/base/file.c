@@ -99,7 +99,8 @@ void qf_file_close(qf_file *file)
 /* Of a file that has taken the place of ours under its name, nothing is to be learned. */
 static bool look_again(const qf_file *file, struct stat *st)
 {
-    return stat(file->path, st) == 0 && st->st_dev == file->device && st->st_ino == file->inode;
+    return file->path && stat(file->path, st) == 0 && st->st_dev == file->device &&
+           st->st_ino == file->inode;
 }
 
 static qf_status fail_short(const qf_file *file, const struct stat *st, qf_error *err)

@@ -9,6 +9,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "quantfold/quantfold.h"
+
 /* A slot is free while `to` is 0. The handler reads slots without a lock: it looks at `to` before
  * and behind `from`, and `to` is 0 between one mapping and the next. */
 struct qf_guard {
@@ -174,7 +176,7 @@ uint64_t qf_guard_faults(void)
     return atomic_load(&guards.faults);
 }
 
-void qf_guard_enable(bool on)
+void qf_handle_sigbus(bool on)
 {
     pthread_mutex_lock(&guards.lock);
     guards.off = !on;

@@ -9,7 +9,7 @@
  * done, or before it keeps what it made, and fails then. Nothing is paid before a fault.
  *
  * Faults anywhere else go to the handler that was there before. It is back once no mapping is
- * guarded.
+ * guarded. qf_handle_sigbus (quantfold.h) turns it off.
  */
 #ifndef QF_BASE_MAPGUARD_H
 #define QF_BASE_MAPGUARD_H
@@ -28,7 +28,5 @@ void qf_guard_remove(qf_guard *guard);
 bool qf_guard_struck(const qf_guard *guard);
 /* How many faults there were in the process, to see cheaply that there was none since. */
 uint64_t qf_guard_faults(void);
-/* Whether a handler is installed for mappings that are guarded from now on. */
-void qf_guard_enable(bool on);
 
 #endif

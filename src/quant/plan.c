@@ -359,6 +359,19 @@ qf_status qf_plan_start(qf_model *model, const qf_record *record, const qf_expor
     return QF_OK;
 }
 
+qf_status qf_plan_check_sources(qf_plan *plan, qf_status status, qf_error *err)
+{
+    qf_error found;
+    const qf_model *m = plan->model;
+    if ((status != QF_OK && status != QF_ERR_INPUT) ||
+        qf_files_check(m->files, m->file_count, QF_OK, &found) == QF_OK)
+        return status;
+    qf_diagnostics_add_error(plan->diag, &found);
+    if (err)
+        *err = found;
+    return found.code;
+}
+
 qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,
                          const qf_io_spec *io, const qf_export_options *options,
                          qf_diagnostics *diagnostics, qf_plan **out, qf_error *err)
@@ -387,6 +400,7 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
     fesetenv(FE_DFL_ENV);
     status = build(plan, config, io, err);
     fesetenv(&host);
+    status = qf_plan_check_sources(plan, status, err);
     plan->diag = NULL;
     plan->options.save_path = plan->options.weight_only = NULL; /* the caller's */
     plan->options.include = plan->options.exclude = NULL;

@@ -144,9 +144,7 @@ SCENARIOS = [
     Scenario("inline, no folder yet", write_model, export(*ONE), fresh=True),
     Scenario("inline, JSON", write_model, export(*ONE, "--json", "--manifest")),
     Scenario("external", write_external_model, export("--external", "always", "--threads", "2")),
-    Scenario(
-        "mmap", write_external_model, export(*ONE, "--external", "always", "--io", "mmap")
-    ),
+    Scenario("mmap", write_external_model, export(*ONE, "--external", "always", "--io", "mmap")),
     Scenario(
         "direct",
         write_external_model,
