@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -308,6 +308,7 @@ def run_scenario(
                     tally[function][outcome.kind] += 1
                     if outcome.kind == "violation":
                         wrong.append(f"{name}: {function} {n}, {way}: {outcome.why}")
+                        print(wrong[-1], file=sys.stderr, flush=True)
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(home)
@@ -354,6 +355,8 @@ def run_all(args: argparse.Namespace, quantfold: Path) -> list:
             )
             for name in args.scenario
         ]
+        for done in as_completed(running):
+            print(f"{done.result()[0]} is done", file=sys.stderr, flush=True)
         return [r.result() for r in running]
 
 
@@ -375,8 +378,6 @@ def main() -> int:
         results = run_all(args, binary)
     print_table(results)
     wrong = [w for _, _, found in results for w in found]
-    for w in wrong:
-        print(w)
     print(f"{time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
 
