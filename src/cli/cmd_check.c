@@ -101,7 +101,7 @@ int cmd_check(int argc, char **argv)
     cli_print_diagnostics(diagnostics, quiet);
     int code = cli_exit_code(status);
     if (json) {
-        cJSON *root = cJSON_CreateObject();
+        cJSON *root = cli_json_root();
         cJSON_AddBoolToObject(root, "ok", status == QF_OK);
         cJSON_AddNumberToObject(root, "layers", (double)layers);
         cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));

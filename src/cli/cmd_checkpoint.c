@@ -246,7 +246,7 @@ static void print_summary(const arguments *a, const qf_checkpoint_plan *plan,
 
 static int print_json(const qf_checkpoint_plan *plan, const qf_report *report, const qf_error *err)
 {
-    cJSON *root = cJSON_CreateObject();
+    cJSON *root = cli_json_root();
     cJSON_AddBoolToObject(root, "ok", err == NULL);
     cJSON_AddBoolToObject(root, "written", report != NULL);
     if (err)

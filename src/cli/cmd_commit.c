@@ -78,7 +78,7 @@ static int print_result(const arguments *a, const qf_report *report)
     qf_report_totals t = qf_report_get(report);
     char size[32];
     if (a->json) {
-        cJSON *root = cJSON_CreateObject();
+        cJSON *root = cli_json_root();
         cJSON_AddStringToObject(root, "status", "done");
         cJSON_AddNumberToObject(root, "bytes_written", (double)t.bytes_written);
         cJSON_AddNumberToObject(root, "seconds", t.seconds);

@@ -425,7 +425,7 @@ static cJSON *layers_json(const qf_plan *plan)
 static int print_result_json(const qf_plan *plan, const qf_report *report, qf_status status,
                              const qf_diagnostics *diagnostics)
 {
-    cJSON *root = cJSON_CreateObject();
+    cJSON *root = cli_json_root();
     cJSON_AddBoolToObject(root, "ok", status == QF_OK);
     cJSON_AddBoolToObject(root, "written", report != NULL);
     cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));

@@ -113,9 +113,17 @@ bool cli_flush(void)
     return false;
 }
 
+/* What cannot be added to a document for want of memory is missing in it without a word: only errno
+ * tells, which nothing else sets meanwhile. */
+cJSON *cli_json_root(void)
+{
+    errno = 0;
+    return cJSON_CreateObject();
+}
+
 int cli_print_json(cJSON *root)
 {
-    char *text = cJSON_Print(root);
+    char *text = errno == ENOMEM ? NULL : cJSON_Print(root);
     cJSON_Delete(root);
     if (!text)
         return cli_out_of_memory();
