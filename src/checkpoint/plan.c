@@ -464,6 +464,8 @@ qf_status qf_checkpoint_plan_create(qf_checkpoint *checkpoint, const qf_checkpoi
     qf_status status = copy_options(p, options, err);
     if (status == QF_OK)
         status = make_plan(p, err);
+    if (p->selection.include.exhausted || p->selection.exclude.exhausted)
+        status = qf_fail_memory(err);
     status = qf_files_check(checkpoint->files, checkpoint->file_count, status, err);
     status = qf_files_check(&p->scales.file, 1, status, err);
     if (status == QF_OK)

@@ -100,7 +100,7 @@ static const char *judge_default(const qf_selection *s, const qf_safetensor *t)
     return "";
 }
 
-const char *qf_selection_judge(const qf_selection *s, const qf_safetensor *t)
+const char *qf_selection_judge(qf_selection *s, const qf_safetensor *t)
 {
     size_t n = strlen(t->name);
     if (t->rank != 2 || !is_float(t->data_type) || n < 8 ||

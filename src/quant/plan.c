@@ -399,6 +399,8 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
     fegetenv(&host);
     fesetenv(FE_DFL_ENV);
     status = build(plan, config, io, err);
+    if (plan->scheme.include.exhausted || plan->scheme.exclude.exhausted)
+        status = qf_fail_memory(err);
     fesetenv(&host);
     status = qf_plan_check_sources(plan, status, err);
     plan->diag = NULL;

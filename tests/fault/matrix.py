@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -87,6 +88,15 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def document(text: bytes) -> dict:
+    """A JSON document without what differs from run to run."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        found.pop("seconds", None)
+        return found
+    return {}
+
+
 def put_aside(files: dict) -> dict:
     """Without the staging folder, which is nobody's output."""
     return {n: b for n, b in files.items() if "quantfold-partial" not in n}
@@ -129,7 +139,8 @@ class Bench:
             shutil.copytree(self.out, self.spare)
         self.start = files_in(self.spare)
         for step in s.steps(self.inputs, self.out)[s.at :]:
-            self.must(step)
+            said = self.must(step)
+        self.said = document(said) if "--json" in self.step else None
         self.new = files_in(self.out)
         self.before = files_in(self.inputs)
         kept = self.new.keys() >= self.old.keys()
@@ -148,11 +159,12 @@ class Bench:
             timeout=TIMEOUT,
         )
 
-    def must(self, step: list) -> None:
-        """A run without a fault, which must succeed."""
+    def must(self, step: list) -> bytes:
+        """A run without a fault, which must succeed; what it printed."""
         done = self.run(step)
         if done.returncode != 0:
             raise RuntimeError(f"{step}: exit {done.returncode}: {done.stderr.decode()}")
+        return done.stdout
 
     @property
     def step(self) -> list:
@@ -251,6 +263,8 @@ class Bench:
         wrong = self.wrong_code(way, done.returncode, message)
         if not wrong and done.returncode == SYSTEM_FAILED:
             wrong = self.wrong_message(function, path, message)
+        if not wrong and self.said and done.returncode == DONE:
+            wrong = None if document(done.stdout) == self.said else "JSON of other content"
         wrong = wrong or self.wrong_files(done.returncode, way) or self.wrong_rerun()
         if wrong:
             return Outcome("violation", f"{path or 'memory'}: {wrong}")

@@ -128,6 +128,7 @@ def shards(inputs: Path, out: Path) -> list[list]:
 def checkpoint(inputs: Path, out: Path) -> list[list]:
     """A checkpoint, whose folder has a subfolder's worth of files."""
     line = ["checkpoint", "--model", inputs, "--out", out, "--scheme", "w4a16:group=32"]
+    line += ["--include", "up_proj"]
     return [[*line, "--threads", "1"]]
 
 

@@ -18,7 +18,7 @@ import shim  # noqa: E402
 # every N-th call; allocations and kills are many
 EVERY_CALL = {"malloc": 25, "any": 3}
 SOME = dict.fromkeys(matrix.FUNCTIONS, 4) | {"malloc": 120, "any": 12}
-LARGE = dict.fromkeys(matrix.FUNCTIONS, 6) | {"malloc": 250, "any": 25}
+LARGE = dict.fromkeys(matrix.FUNCTIONS, 12) | {"malloc": 400, "any": 60}
 STRIDES = {
     "inline": EVERY_CALL,
     "inline, no folder yet": SOME,
