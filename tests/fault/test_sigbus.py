@@ -22,6 +22,7 @@ from support import Result, snapshot  # noqa: E402
 
 IOS = ["pwrite", "mmap", "direct"]
 WRONG_INPUT, SYSTEM_FAILED = 1, 3
+FAST = ("--external", "always", "--no-fsync")
 
 
 @dataclass
@@ -93,7 +94,7 @@ CUTS = {
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("write", [write_big, scenarios.write_external_model])
 def test_source_cut_before_it_is_swept(place, write, io, threads, cut):
-    steps = scenarios.export("--external", "always", "--io", io, "--threads", threads)
+    steps = scenarios.export(*FAST, "--io", io, "--threads", threads)
     place.write(write, steps)
     victim = largest(place.inputs)
     fault = f"fallocate:1:truncate={victim},{CUTS[cut](victim.stat().st_size)}"
@@ -112,7 +113,7 @@ def test_source_cut_before_it_is_swept(place, write, io, threads, cut):
 )
 @pytest.mark.parametrize("write", [write_big, scenarios.write_external_model])
 def test_source_cut_in_the_middle_of_the_sweep(place, write, io, call, threads):
-    steps = scenarios.export("--external", "always", "--io", io, "--threads", threads)
+    steps = scenarios.export(*FAST, "--io", io, "--threads", threads)
     place.write(write, steps)
     victim = largest(place.inputs)
     fault = f"{call}:truncate={victim},4096"
@@ -127,7 +128,7 @@ def test_source_cut_in_the_middle_of_the_sweep(place, write, io, call, threads):
 
 @pytest.mark.parametrize("io", IOS)
 def test_source_changed_in_the_middle_of_the_sweep(place, io):
-    steps = scenarios.export("--external", "always", "--io", io)
+    steps = scenarios.export(*FAST, "--io", io)
     place.write(write_big, steps)
     victim = place.inputs / "model.onnx"
     place.refused(
