@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
+#include "base/spill.h"
 #include "cli/cli.h"
 
 static const char help[] =
@@ -274,39 +276,25 @@ static bool split_names(char *text, const char ***names, size_t *count)
     return true;
 }
 
-static char *read_file(const char *path)
-{
-    enum { MAX = 1 << 20 };
-    FILE *f = fopen(path, "rb");
-    char *text = f ? malloc(MAX + 1) : NULL;
-    size_t n = text ? fread(text, 1, MAX + 1, f) : 0;
-    bool good = text && !ferror(f) && n <= MAX;
-    if (f)
-        fclose(f);
-    if (!good) {
-        free(text);
-        return NULL;
-    }
-    text[n] = '\0';
-    return text;
-}
-
 static qf_status read_axes(const char *argument, qf_dynamic_axis **axes, size_t *count)
 {
+    enum { MOST = 1 << 20 }; /* bytes */
     qf_error err;
+    qf_status status = QF_OK;
+    char *text = NULL;
+    size_t length;
     *axes = NULL;
     *count = 0;
     if (!argument)
         return QF_OK;
-    char *file = NULL;
-    if (argument[0] == '@' && !(file = read_file(argument + 1))) {
-        fprintf(stderr, "quantfold: error: %s: cannot read the dynamic axes\n", argument + 1);
-        return QF_ERR_INPUT;
-    }
-    qf_status status = qf_dynamic_axes_parse(file ? file : argument, axes, count, &err);
+    if (argument[0] == '@')
+        status = qf_file_read_text(argument + 1, "file of dynamic axes", MOST, &text, &length, NULL,
+                                   NULL, &err);
+    if (status == QF_OK)
+        status = qf_dynamic_axes_parse(text ? text : argument, axes, count, &err);
     if (status != QF_OK)
         cli_print_error(&err);
-    free(file);
+    qf_spill_free(text);
     return status;
 }
 

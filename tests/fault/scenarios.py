@@ -39,6 +39,7 @@ def write_model(folder: Path, seed: int, width: int = 5, passed: int = 8) -> Non
     (folder / "record.txt").write_text(make_record.record_text(records))
     (folder / "config.json").write_text(make_record.config_text(layers))
     ranges = {"c": {"min": -0.5 - seed, "max": 1.0}, "g": {"min": -1.0, "max": 2.0}}
+    (folder / "axes.json").write_text(json.dumps({"x": {"0": "batch"}}))
     (folder / "ranges.json").write_text(json.dumps(ranges))
 
 
@@ -118,6 +119,12 @@ def export(*extra) -> Callable[[Path, Path], list[list]]:
     return steps
 
 
+def inline_json(inputs: Path, out: Path) -> list[list]:
+    """An export with all that can be asked for beside it."""
+    extra = ["--json", "--manifest", "--dynamic-axes", f"@{inputs / 'axes.json'}"]
+    return export("--threads", "1", *extra)(inputs, out)
+
+
 def shards(inputs: Path, out: Path) -> list[list]:
     """Two shards and their commit."""
     whole = export("--external", "always", "--manifest", "--threads", "1")(inputs, out)[0]
@@ -143,7 +150,7 @@ ONE = ("--threads", "1")
 SCENARIOS = [
     Scenario("inline", write_model, export(*ONE)),
     Scenario("inline, no folder yet", write_model, export(*ONE), fresh=True),
-    Scenario("inline, JSON", write_model, export(*ONE, "--json", "--manifest")),
+    Scenario("inline, JSON", write_model, inline_json),
     Scenario("external", write_external_model, export("--external", "always", "--threads", "2")),
     Scenario("mmap", write_external_model, export(*ONE, "--external", "always", "--io", "mmap")),
     Scenario(

@@ -91,6 +91,8 @@ def test_wrong_exit_codes_and_messages_are_seen(bench):
     assert bench.wrong_code("EIO", 1, "") and bench.wrong_code("EIO", -11, "")
     assert bench.wrong_code("EINTR", 3, "") and bench.wrong_code("SIGTERM", 1, "")
     assert not bench.wrong_code("EIO", 3, "")
-    assert bench.wrong_message("pwrite", "/a/b/weights.bin", "something failed")
-    assert not bench.wrong_message("pwrite", "/a/b/weights.bin", "cannot write weights.bin")
-    assert bench.wrong_message("malloc", "", "no")
+    assert bench.wrong_message("pwrite", "/a/b/weights.bin", "error: it failed")
+    assert not bench.wrong_message("pwrite", "/a/b/weights.bin", "error: cannot write weights.bin")
+    assert bench.wrong_message("malloc", "", "error: no") and bench.wrong_message("malloc", "", "")
+    warned = f"warning: {bench.out}/m_deploy_model.onnx exists"
+    assert bench.wrong_message("pwrite", f"{bench.out}/x", f"{warned}\nerror: it failed")
