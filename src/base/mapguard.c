@@ -16,7 +16,8 @@
 struct qf_guard {
     _Atomic uintptr_t from, to;
     atomic_bool writable, struck;
-    bool handled; /* the handler was wanted when it was added */
+    bool handled;       /* the handler was wanted when it was added */
+    struct block *home; /* set once the slot has been used */
 };
 
 enum { SLOTS = 64 };
@@ -24,18 +25,20 @@ enum { SLOTS = 64 };
 /* Blocks are never given back, because the handler may be looking at them. */
 typedef struct block {
     struct qf_guard slots[SLOTS];
+    int used;
     struct block *_Atomic next;
 } block;
 
 static struct {
     pthread_mutex_t lock; /* of all but the slots, faults and previous */
     block first;
+    block *roomy;   /* where a slot was taken or given back last */
     size_t handled; /* guards for which the handler is installed */
     bool off, installed;
     struct sigaction previous;
     uintptr_t page;
     _Atomic uint64_t faults;
-} guards = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} guards = {.lock = PTHREAD_MUTEX_INITIALIZER, .roomy = &guards.first};
 
 /* ---- the handler: nothing but loads, stores and mmap ---- */
 
@@ -119,14 +122,12 @@ static void uninstall(void)
 
 /* ---- guards ---- */
 
-static struct qf_guard *take_slot(void)
+/* A block with room. There can be a file for each tensor of a model, so full ones are passed over.
+ */
+static block *find_room(void)
 {
-    block *b = &guards.first;
-    for (;;) {
-        for (int i = 0; i < SLOTS; i++) {
-            if (!atomic_load(&b->slots[i].to))
-                return &b->slots[i];
-        }
+    block *b = guards.roomy->used < SLOTS ? guards.roomy : &guards.first;
+    while (b->used == SLOTS) {
         block *next = atomic_load(&b->next);
         if (!next) {
             next = calloc(1, sizeof *next);
@@ -136,6 +137,20 @@ static struct qf_guard *take_slot(void)
         }
         b = next;
     }
+    return b;
+}
+
+static struct qf_guard *take_slot(void)
+{
+    block *b = find_room();
+    if (!b)
+        return NULL;
+    struct qf_guard *g = b->slots;
+    while (atomic_load(&g->to))
+        g++;
+    g->home = guards.roomy = b;
+    b->used++;
+    return g;
 }
 
 qf_guard *qf_guard_add(void *from, size_t length, bool writable)
@@ -161,6 +176,8 @@ void qf_guard_remove(qf_guard *guard)
         return;
     pthread_mutex_lock(&guards.lock);
     atomic_store(&guard->to, 0);
+    guard->home->used--;
+    guards.roomy = guard->home;
     if (guard->handled && --guards.handled == 0)
         uninstall();
     pthread_mutex_unlock(&guards.lock);
