@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/pattern.h"
 
+#include <errno.h>
+
 qf_status qf_pattern_compile(const char *option, const char *text, qf_pattern *out, qf_error *err)
 {
     out->on = out->exhausted = false;
@@ -28,7 +30,8 @@ void qf_pattern_release(qf_pattern *pattern)
 
 bool qf_pattern_matches(qf_pattern *pattern, const char *text)
 {
+    errno = 0; /* glibc says REG_NOMATCH also where memory does not suffice */
     int code = pattern->on ? regexec(&pattern->regex, text, 0, NULL, 0) : REG_NOMATCH;
-    pattern->exhausted |= code == REG_ESPACE;
+    pattern->exhausted |= code == REG_ESPACE || (code != 0 && errno == ENOMEM);
     return code == 0;
 }

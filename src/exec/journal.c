@@ -209,7 +209,9 @@ qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, s
 
 static qf_status fail_journal(const qf_journal *journal, int e, qf_error *err)
 {
-    return qf_fail_errno(err, journal->name, e, "cannot write the journal in the staging folder");
+    return qf_fail_at(err, QF_ERR_SYSTEM,
+                      (qf_where){.file = journal->place, .item = journal->name, .sys_errno = e},
+                      "cannot write the journal in the staging folder");
 }
 
 /* An entry that a short write has cut is not followed by another thread's. */
@@ -272,6 +274,7 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
 {
     *out = (qf_journal){.count = count,
                         .folder = stage->run_fd,
+                        .place = stage->partial,
                         .shard = shard,
                         .shard_count = shard_count,
                         .fingerprint = *fingerprint};

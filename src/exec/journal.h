@@ -48,6 +48,7 @@ typedef struct qf_journal {
     int folder; /* borrowed: `run` of the stage */
     uint32_t shard, shard_count;
     qf_hash fingerprint;
+    const char *place; /* borrowed: path of the staging folder */
     char name[64];
     pthread_mutex_t lock; /* of writing */
 } qf_journal;
