@@ -68,7 +68,8 @@ void cli_print_totals(qf_report_totals totals, uint32_t shard, uint32_t shard_co
 void cli_json_totals(cJSON *root, qf_report_totals totals);
 /* Reads "I/N" or "slurm" (the variables of a job step or array task); false with a message. */
 bool cli_read_shard(const char *text, uint32_t *shard, uint32_t *count);
-/* Begins a JSON document; nothing but cJSON's and our functions may be called until it is printed. */
+/* Begins a JSON document; nothing but cJSON's and our functions may be called until it is printed.
+ */
 cJSON *cli_json_root(void);
 /* Prints and deletes it; EXIT_DONE or EXIT_SYSTEM. */
 int cli_print_json(cJSON *root);
