@@ -106,6 +106,15 @@ QF_API void qf_diagnostics_add_error(qf_diagnostics *list, const qf_error *err);
 /* `index` < qf_diagnostics_count(list). */
 QF_API qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index);
 
+/* Signals. While a model or a checkpoint is open, or an export runs, the process has a handler for
+ * SIGBUS: a source that another process cuts short, or a disk that fails under it, then ends the
+ * call with an error that names the file, not the process. The handler acts on faults in the
+ * library's own mappings alone; all others go to the handler that was there when the first file was
+ * opened, which is back when the last is closed. A thread that blocks SIGBUS is not protected. No
+ * other signal is touched. qf_handle_sigbus(false) leaves SIGBUS alone for what is opened from then
+ * on. Default: true. May be called by any thread. */
+QF_API void qf_handle_sigbus(bool on);
+
 /* ---- 2. Inputs ---------------------------------------------------------------------------- */
 
 /* An ONNX model: its graph in memory, its weights as spans of mapped files. Opening costs no memory
@@ -508,8 +517,8 @@ QF_API qf_status qf_checkpoint_export(qf_checkpoint_plan *plan, qf_report **out,
 
 /* ---- 7. Reports --------------------------------------------------------------------------- */
 
-/* What an export or a checkpoint with `stats` wrote, as a page or as JSON: docs/report.md. `path` is
- * the save path, the folder of the checkpoint, or the manifest itself. A manifest without
+/* What an export or a checkpoint with `stats` wrote, as a page or as JSON: docs/report.md. `path`
+ * is the save path, the folder of the checkpoint, or the manifest itself. A manifest without
  * statistics gives what it has. QF_ERR_INPUT if there is no manifest, or it is none. */
 
 /* The page: one HTML document that refers to nothing outside itself. *out is malloc'ed,

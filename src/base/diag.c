@@ -15,7 +15,7 @@ struct qf_diagnostics {
     qf_arena arena;
     qf_diagnostic *items;
     size_t count, cap, errors, warnings;
-    bool lost; /* a finding was dropped for want of memory */
+    bool lost; /* a finding was dropped for want of memory; seen as one more at the end */
 };
 
 qf_diagnostics *qf_diagnostics_create(void)
@@ -37,7 +37,7 @@ void qf_diagnostics_free(qf_diagnostics *list)
 
 size_t qf_diagnostics_count(const qf_diagnostics *list)
 {
-    return list ? list->count : 0;
+    return list ? list->count + list->lost : 0;
 }
 
 size_t qf_diagnostics_errors(const qf_diagnostics *list)
@@ -47,7 +47,10 @@ size_t qf_diagnostics_errors(const qf_diagnostics *list)
 
 qf_diagnostic qf_diagnostics_at(const qf_diagnostics *list, size_t index)
 {
-    return list->items[index];
+    static const qf_diagnostic out_of_memory = {
+        QF_ERROR, "", 0,
+        0,        "", "out of memory; close other programs or export on a larger machine"};
+    return index < list->count ? list->items[index] : out_of_memory;
 }
 
 void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, const char *format,
@@ -69,6 +72,8 @@ void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, con
     const char *text = qf_arena_strdup(&list->arena, message);
     if (!file || !item || !text ||
         !qf_grow((void **)&list->items, &list->cap, list->count + 1, sizeof *list->items)) {
+        /* what was lost is seen as an error */
+        list->errors += severity != QF_ERROR && !list->lost;
         list->lost = true;
         return;
     }
@@ -78,7 +83,7 @@ void qf_diag_add(qf_diagnostics *list, qf_severity severity, qf_where where, con
 
 qf_diag_mark qf_diag_now(const qf_diagnostics *list)
 {
-    return (qf_diag_mark){qf_diagnostics_count(list), qf_diagnostics_errors(list)};
+    return (qf_diag_mark){list ? list->count : 0, qf_diagnostics_errors(list)};
 }
 
 qf_status qf_diag_status(const qf_diagnostics *list, qf_diag_mark mark, qf_error *err)

@@ -9,17 +9,23 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/retry.h"
 #include "base/spill.h"
+
+bool qf_is_absent(int error)
+{
+    return error == ENOENT || error == ENOTDIR || error == ENAMETOOLONG || error == ELOOP;
+}
 
 /* Opens without blocking, so that a FIFO given by mistake is an error and not a hang. A path that
  * names nothing is the caller's mistake; anything else is the system's refusal. */
 static qf_status open_regular(const char *path, const char *what, int *fd, struct stat *st,
                               qf_error *err)
 {
-    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    *fd = qf_open_at(AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
     if (*fd < 0) {
         int e = errno;
-        if (e == ENOENT || e == ENOTDIR || e == ENAMETOOLONG || e == ELOOP)
+        if (qf_is_absent(e))
             return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path, .sys_errno = e},
                               "cannot find the %s; check the path", what);
         return qf_fail_errno(err, path, e, "cannot open the %s", what);
@@ -38,6 +44,11 @@ static qf_status open_regular(const char *path, const char *what, int *fd, struc
     return QF_OK;
 }
 
+static int64_t modified(const struct stat *st)
+{
+    return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
+}
+
 qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_error *err)
 {
     int fd;
@@ -46,7 +57,7 @@ qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_erro
     if (status != QF_OK)
         return status;
     qf_file file = {.size = (uint64_t)st.st_size, .device = st.st_dev, .inode = st.st_ino};
-    file.modified = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    file.modified = modified(&st);
     file.path = strdup(path);
     if (!file.path) {
         close(fd);
@@ -61,6 +72,13 @@ qf_status qf_file_open(const char *path, const char *what, qf_file *out, qf_erro
             return qf_fail_errno(err, path, e, "cannot map the %s", what);
         }
         file.data = map;
+        file.guard = qf_guard_add(map, (size_t)file.size, false);
+        if (!file.guard) {
+            munmap(map, (size_t)file.size);
+            close(fd);
+            free(file.path);
+            return qf_fail_memory(err);
+        }
     }
     close(fd);
     *out = file;
@@ -71,10 +89,59 @@ void qf_file_close(qf_file *file)
 {
     if (!file->path)
         return;
+    qf_guard_remove(file->guard);
     if (file->data)
         munmap((void *)file->data, (size_t)file->size);
     free(file->path);
     *file = (qf_file){0};
+}
+
+/* Of a file that has taken the place of ours under its name, nothing is to be learned. */
+static bool look_again(const qf_file *file, struct stat *st)
+{
+    return file->path && stat(file->path, st) == 0 && st->st_dev == file->device &&
+           st->st_ino == file->inode;
+}
+
+static qf_status fail_short(const qf_file *file, const struct stat *st, qf_error *err)
+{
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = file->path},
+                      "the file became shorter while it was read: it had %llu bytes, now %llu; run "
+                      "again when nothing writes to it",
+                      (unsigned long long)file->size, (unsigned long long)st->st_size);
+}
+
+qf_status qf_files_check_faults(const qf_file *files, size_t count, qf_error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct stat st;
+        if (!qf_guard_struck(files[i].guard))
+            continue;
+        if (look_again(&files[i], &st) && (uint64_t)st.st_size < files[i].size)
+            return fail_short(&files[i], &st, err);
+        return qf_fail_errno(err, files[i].path, EIO,
+                             "a part of the file could not be read, or was cut off meanwhile");
+    }
+    return QF_OK;
+}
+
+qf_status qf_files_check(const qf_file *files, size_t count, qf_status status, qf_error *err)
+{
+    if (status != QF_OK && status != QF_ERR_INPUT)
+        return status;
+    qf_status found = qf_files_check_faults(files, count, err);
+    for (size_t i = 0; found == QF_OK && i < count; i++) {
+        struct stat st;
+        if (!look_again(&files[i], &st))
+            continue;
+        if ((uint64_t)st.st_size < files[i].size)
+            found = fail_short(&files[i], &st, err);
+        else if ((uint64_t)st.st_size != files[i].size || modified(&st) != files[i].modified)
+            found = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = files[i].path},
+                               "the file was changed while it was read; run again when nothing "
+                               "writes to it");
+    }
+    return found == QF_OK ? status : found;
 }
 
 void qf_file_advise(const qf_file *file, const unsigned char *from, const unsigned char *to,
@@ -105,26 +172,21 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
                           "the %s has %llu bytes; at most %llu are accepted", what,
                           (unsigned long long)st.st_size, (unsigned long long)max);
     }
-    size_t size = (size_t)st.st_size, got = 0;
+    size_t size = (size_t)st.st_size;
     char *text = qf_spill_alloc(size + 1);
     if (!text) {
         close(fd);
         return qf_fail_memory(err);
     }
-    while (got < size) {
-        ssize_t n = read(fd, text + got, size - got);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            int e = errno;
-            qf_spill_free(text);
-            close(fd);
-            if (n < 0)
-                return qf_fail_errno(err, path, e, "cannot read the %s", what);
-            return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
-                              "the %s became shorter while it was read", what);
-        }
-        got += (size_t)n;
+    ssize_t got = qf_read_all(fd, text, size);
+    if (got < (ssize_t)size) {
+        int e = errno;
+        qf_spill_free(text);
+        close(fd);
+        if (got < 0)
+            return qf_fail_errno(err, path, e, "cannot read the %s", what);
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
+                          "the %s became shorter while it was read", what);
     }
     close(fd);
     text[size] = '\0';

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/json.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,15 @@ static size_t utf8_length(const unsigned char *p)
             return 0;
     }
     return n;
+}
+
+cJSON *qf_json_parse(const char *text, size_t length, const char **end, bool whole, bool *exhausted)
+{
+    errno = 0; /* of what cJSON calls, malloc alone sets it to ENOMEM */
+    cJSON *root = cJSON_ParseWithLengthOpts(text, length, end, whole);
+    if (!root && errno == ENOMEM)
+        *exhausted = true;
+    return root;
 }
 
 bool qf_json_add_text(cJSON *object, const char *key, const char *text)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writing JSON of texts that come from files. */
+/* Reading JSON, and writing that of texts that come from files. */
 #ifndef QF_BASE_JSON_H
 #define QF_BASE_JSON_H
 
@@ -8,6 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* cJSON_ParseWithLengthOpts, that tells a text which is no JSON from want of memory: *exhausted is
+ * set to true (and else left alone) if NULL is returned for the latter. `end` may be NULL. */
+cJSON *qf_json_parse(const char *text, size_t length, const char **end, bool whole,
+                     bool *exhausted);
 /* Adds a string member; bytes that are no UTF-8 become U+FFFD. False when memory is exhausted. */
 bool qf_json_add_text(cJSON *object, const char *key, const char *text);
 /* Adds an integer of at most 2^53, or a double; one that is not finite becomes null. */

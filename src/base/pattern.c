@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/pattern.h"
 
+#include <errno.h>
+
 qf_status qf_pattern_compile(const char *option, const char *text, qf_pattern *out, qf_error *err)
 {
-    out->on = false;
+    out->on = out->exhausted = false;
     if (!text)
         return QF_OK;
     int code = regcomp(&out->regex, text, REG_EXTENDED | REG_NOSUB);
@@ -26,7 +28,10 @@ void qf_pattern_release(qf_pattern *pattern)
     pattern->on = false;
 }
 
-bool qf_pattern_matches(const qf_pattern *pattern, const char *text)
+bool qf_pattern_matches(qf_pattern *pattern, const char *text)
 {
-    return pattern->on && regexec(&pattern->regex, text, 0, NULL, 0) == 0;
+    errno = 0; /* glibc says REG_NOMATCH also where memory does not suffice */
+    int code = pattern->on ? regexec(&pattern->regex, text, 0, NULL, 0) : REG_NOMATCH;
+    pattern->exhausted |= code == REG_ESPACE || (code != 0 && errno == ENOMEM);
+    return code == 0;
 }

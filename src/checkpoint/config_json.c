@@ -36,12 +36,13 @@ static int32_t float_type(const cJSON *config)
 qf_status qf_checkpoint_source_blocks(const qf_checkpoint *c, uint64_t *rows, uint64_t *cols,
                                       int32_t *type, qf_error *err)
 {
-    cJSON *config = cJSON_ParseWithLength(c->config, c->config_length);
+    bool exhausted = false;
+    cJSON *config = qf_json_parse(c->config, c->config_length, NULL, false, &exhausted);
     const cJSON *old = cJSON_GetObjectItemCaseSensitive(config, member);
     const char *method =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(old, "quant_method"));
     const cJSON *block = cJSON_GetObjectItemCaseSensitive(old, "weight_block_size");
-    qf_status status = QF_OK;
+    qf_status status = exhausted ? qf_fail_memory(err) : QF_OK;
     *rows = *cols = 0;
     *type = float_type(config);
     if (cJSON_IsObject(old) && (!method || strcmp(method, "fp8") != 0))

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/json.h"
 #include "base/spill.h"
 #include "checkpoint/json_text.h"
 
@@ -42,11 +43,8 @@ static bool has_control_character(const char *name)
 
 /* Whether `path` may be read as a file of the folder: links must not lead out of it, but into the
  * `blobs` of a Hugging Face cache, whose `snapshots/<revision>` are made of such links. */
-static bool stays_inside(const char *folder, const char *path)
+static bool is_inside(char *real_folder, const char *real)
 {
-    char real_folder[PATH_MAX], real[PATH_MAX];
-    if (!realpath(folder, real_folder) || !realpath(path, real))
-        return false;
     size_t n = strlen(real_folder);
     if (strncmp(real, real_folder, n) == 0 && real[n] == '/')
         return true;
@@ -78,16 +76,27 @@ static qf_status refuse_link(const char *path, qf_error *err)
         "to into the folder");
 }
 
+/* What is not there is left to those who open it. */
+static qf_status check_inside(const qf_checkpoint *f, const char *path, qf_error *err)
+{
+    char folder[PATH_MAX], real[PATH_MAX];
+    if (!realpath(path, real))
+        return qf_is_absent(errno) ? QF_OK
+                                   : qf_fail_errno(err, path, errno, "cannot resolve the path");
+    if (!realpath(f->path, folder))
+        return qf_fail_errno(err, f->path, errno, "cannot resolve the path");
+    return is_inside(folder, real) ? QF_OK : refuse_link(path, err);
+}
+
 qf_status qf_folder_text(const qf_checkpoint *f, const char *name, char **out, size_t *length,
                          qf_error *err)
 {
-    struct stat st;
     char *path = path_of(f, name);
     if (!path)
         return qf_fail_memory(err);
-    qf_status status = stat(path, &st) == 0 && !stays_inside(f->path, path)
-                           ? refuse_link(path, err)
-                           : qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, NULL, err);
+    qf_status status = check_inside(f, path, err);
+    if (status == QF_OK)
+        status = qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, NULL, err);
     free(path);
     return status;
 }
@@ -108,10 +117,9 @@ static qf_status add_file(qf_checkpoint *f, const char *name, bool shard, qf_err
         free(path);
         return qf_fail_memory(err);
     }
-    struct stat st;
-    qf_status status = stat(path, &st) == 0 && !stays_inside(f->path, path)
-                           ? refuse_link(path, err)
-                           : qf_file_open(path, shard ? "checkpoint file" : "file", &file, err);
+    qf_status status = check_inside(f, path, err);
+    if (status == QF_OK)
+        status = qf_file_open(path, shard ? "checkpoint file" : "file", &file, err);
     free(path);
     if (status != QF_OK)
         return status;
@@ -148,7 +156,7 @@ static qf_status list_folder(qf_checkpoint *f, const char *sub, const char ***na
     }
     free(path);
     qf_status status = QF_OK;
-    for (const struct dirent *e; status == QF_OK && (e = readdir(dir));) {
+    for (const struct dirent *e; status == QF_OK && (errno = 0, e = readdir(dir));) {
         if (e->d_name[0] == '.')
             continue;
         const char *name = qf_arena_printf(&f->arena, "%s%s%s", sub, *sub ? "/" : "", e->d_name);
@@ -160,6 +168,8 @@ static qf_status list_folder(qf_checkpoint *f, const char *sub, const char ***na
         else
             (*names)[(*count)++] = name;
     }
+    if (status == QF_OK && errno)
+        status = qf_fail_errno(err, f->path, errno, "cannot read the model's folder");
     closedir(dir);
     if (status == QF_OK && *count)
         qsort(*names, *count, sizeof **names, by_text);
@@ -184,6 +194,10 @@ static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_err
         struct stat st;
         char *path = path_of(f, names[i]);
         bool there = path && stat(path, &st) == 0;
+        if (!path)
+            status = qf_fail_memory(err);
+        else if (!there && !qf_is_absent(errno))
+            status = qf_fail_errno(err, path, errno, "cannot examine the file");
         free(path);
         if (!there || strcmp(names[i], QF_CONFIG_NAME) == 0 || strcmp(names[i], QF_INDEX_NAME) == 0)
             continue;
@@ -322,19 +336,27 @@ static qf_status read_shards(qf_checkpoint *f, qf_error *err)
     if (!path)
         return qf_fail_memory(err);
     f->indexed = stat(path, &st) == 0;
+    qf_status status = f->indexed || qf_is_absent(errno)
+                           ? QF_OK
+                           : qf_fail_errno(err, path, errno, "cannot examine the file");
     free(path);
+    if (status != QF_OK)
+        return status;
     if (!f->indexed) {
-        qf_status status = add_unindexed(f, err);
+        status = add_unindexed(f, err);
         return status == QF_OK ? read_tensors(f, err) : status;
     }
-    qf_status status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, err);
+    status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, err);
     if (status != QF_OK)
         return status;
     const char *why;
     cJSON *index = qf_json_object(text, length, &why);
+    bool exhausted = !index && !why;
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(index, "weight_map");
     qf_spill_free(text);
-    if (!cJSON_IsObject(map) || !map->child)
+    if (exhausted)
+        status = qf_fail_memory(err);
+    else if (!cJSON_IsObject(map) || !map->child)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = QF_INDEX_NAME},
                             "the index is not a JSON object with a 'weight_map' of tensors to "
                             "files: %s",
@@ -349,19 +371,29 @@ static qf_status read_shards(qf_checkpoint *f, qf_error *err)
     return status;
 }
 
-const char *qf_find_entry(const char *folder, const char *end,
-                          bool (*known)(const qf_checkpoint_plan *plan, const char *name),
-                          const qf_checkpoint_plan *plan, qf_arena *arena)
+qf_status qf_find_entry(const char *folder, const char *end,
+                        bool (*known)(const qf_checkpoint_plan *plan, const char *name),
+                        const qf_checkpoint_plan *plan, qf_arena *arena, const char **found,
+                        qf_error *err)
 {
+    const struct dirent *e;
+    *found = NULL;
     DIR *dir = opendir(folder);
-    const char *found = NULL;
-    for (const struct dirent *e; dir && !found && (e = readdir(dir));) {
-        if (e->d_name[0] != '.' && qf_ends_with(e->d_name, end) && !known(plan, e->d_name))
-            found = qf_arena_strdup(arena, e->d_name);
+    if (!dir)
+        return qf_is_absent(errno)
+                   ? QF_OK
+                   : qf_fail_errno(err, folder, errno, "cannot read the target folder");
+    qf_status status = QF_OK;
+    while (status == QF_OK && !*found && (errno = 0, e = readdir(dir))) {
+        if (e->d_name[0] == '.' || !qf_ends_with(e->d_name, end) || known(plan, e->d_name))
+            continue;
+        *found = qf_arena_strdup(arena, e->d_name);
+        status = *found ? QF_OK : qf_fail_memory(err);
     }
-    if (dir)
-        closedir(dir);
-    return found;
+    if (status == QF_OK && !*found && errno)
+        status = qf_fail_errno(err, folder, errno, "cannot read the target folder");
+    closedir(dir);
+    return status;
 }
 
 /* ---- the whole ---- */
@@ -373,7 +405,9 @@ static qf_status read_config(qf_checkpoint *f, qf_error *err)
         return status;
     const char *why;
     cJSON *config = qf_json_object(f->config, f->config_length, &why);
-    if (!config)
+    if (!config && !why)
+        status = qf_fail_memory(err);
+    else if (!config)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = QF_CONFIG_NAME},
                             "the configuration cannot be read: %s", why);
     cJSON_Delete(config);
@@ -399,6 +433,7 @@ qf_status qf_checkpoint_open(const char *path, qf_checkpoint **out, qf_error *er
         status = read_config(f, err);
     if (status == QF_OK)
         status = add_others(f, "", 0, err);
+    status = qf_files_check(f->files, f->file_count, status, err);
     if (status == QF_OK)
         *out = f;
     else

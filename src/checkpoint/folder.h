@@ -36,10 +36,11 @@ struct qf_checkpoint {
 qf_status qf_folder_text(const qf_checkpoint *folder, const char *name, char **out, size_t *length,
                          qf_error *err);
 
-/* Name of a file in `folder` that ends in `end` and is none of those that `known` knows; NULL if
- * there is none. It is the arena's. */
-const char *qf_find_entry(const char *folder, const char *end,
-                          bool (*known)(const qf_checkpoint_plan *plan, const char *name),
-                          const qf_checkpoint_plan *plan, qf_arena *arena);
+/* The name of a file in `folder` that ends in `end` and is none of those that `known` knows; NULL
+ * if there is none, or no folder. It is the arena's. */
+qf_status qf_find_entry(const char *folder, const char *end,
+                        bool (*known)(const qf_checkpoint_plan *plan, const char *name),
+                        const qf_checkpoint_plan *plan, qf_arena *arena, const char **found,
+                        qf_error *err);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "quant/text_token.h"
 
 /* Whether a string has the character NUL as an escape. */
@@ -35,7 +36,10 @@ cJSON *qf_json_object(const char *text, size_t length, const char **why)
         *why = "a string of it holds the character NUL";
     if (*why)
         return NULL;
-    cJSON *root = cJSON_ParseWithLengthOpts(text, length, &end, false);
+    bool exhausted = false;
+    cJSON *root = qf_json_parse(text, length, &end, false, &exhausted);
+    if (exhausted)
+        return NULL;
     if (!root)
         *why = "it is not JSON";
     else if (!is_space(end, text + length))

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/plan.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -348,11 +349,19 @@ static qf_status check_target(qf_checkpoint_plan *p, qf_error *err)
 {
     struct stat source, target;
     uint64_t bytes = 0;
-    if (stat(p->folder, &target) == 0 && stat(p->checkpoint->path, &source) == 0 &&
-        source.st_dev == target.st_dev && source.st_ino == target.st_ino)
+    bool there = stat(p->folder, &target) == 0;
+    if (!there && !qf_is_absent(errno))
+        return qf_fail_errno(err, p->folder, errno, "cannot examine the target folder");
+    if (stat(p->checkpoint->path, &source) != 0)
+        return qf_fail_errno(err, p->checkpoint->path, errno, "cannot examine the model's folder");
+    if (there && source.st_dev == target.st_dev && source.st_ino == target.st_ino)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
                           "the target is the checkpoint's own folder; choose another");
-    const char *stale = qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena);
+    const char *stale;
+    qf_status status =
+        qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
+    if (status != QF_OK)
+        return status;
     if (stale)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder, .item = stale},
                           "the target folder has weights that this run would not replace and "
@@ -379,6 +388,8 @@ static qf_status list_outputs(qf_checkpoint_plan *p, qf_error *err)
         if (!path)
             return qf_fail_memory(err);
         bool exists = !p->options.ignore_target && stat(path, &st) == 0;
+        if (!exists && !p->options.ignore_target && !qf_is_absent(errno))
+            return qf_fail_errno(err, path, errno, "cannot examine the output's place");
         if (exists && !S_ISREG(st.st_mode))
             return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
                               "there is something of this name that is no file; remove it");
@@ -454,6 +465,10 @@ qf_status qf_checkpoint_plan_create(qf_checkpoint *checkpoint, const qf_checkpoi
     qf_status status = copy_options(p, options, err);
     if (status == QF_OK)
         status = make_plan(p, err);
+    if (p->selection.include.exhausted || p->selection.exclude.exhausted)
+        status = qf_fail_memory(err);
+    status = qf_files_check(checkpoint->files, checkpoint->file_count, status, err);
+    status = qf_files_check(&p->scales.file, 1, status, err);
     if (status == QF_OK)
         *out = p;
     else

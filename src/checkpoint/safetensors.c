@@ -223,7 +223,9 @@ qf_status qf_safetensors_read(const qf_file *file, int number, qf_arena *arena,
     r.data = LENGTH_BYTES + length;
     const char *text = (const char *)file->data + LENGTH_BYTES, *why = "it does not begin with '{'";
     cJSON *header = length && *text == '{' ? qf_json_object(text, (size_t)length, &why) : NULL;
-    qf_status status = header ? read_entries(&r, header, tensors, metadata) : refuse(&r, NULL, why);
+    qf_status status = header ? read_entries(&r, header, tensors, metadata)
+                       : why  ? refuse(&r, NULL, why)
+                              : qf_fail_memory(err);
     cJSON_Delete(header);
     return status;
 }

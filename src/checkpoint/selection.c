@@ -1,27 +1,33 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/selection.h"
 
-#include <cjson/cJSON.h>
 #include <stdio.h>
 #include <string.h>
 
-static bool has_transposed_modules(const char *config, size_t length)
+#include "base/json.h"
+
+static qf_status find_transposed_modules(const char *config, size_t length, bool *found,
+                                         qf_error *err)
 {
     static const char *const types[] = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"};
-    cJSON *root = cJSON_ParseWithLength(config, length);
+    bool exhausted = false;
+    cJSON *root = qf_json_parse(config, length, NULL, false, &exhausted);
     const char *type = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(root, "model_type"));
-    bool found = false;
+    *found = false;
     for (size_t i = 0; type && i < sizeof types / sizeof *types; i++)
-        found |= strcmp(type, types[i]) == 0;
+        *found |= strcmp(type, types[i]) == 0;
     cJSON_Delete(root);
-    return found;
+    return exhausted ? qf_fail_memory(err) : QF_OK;
 }
 
 qf_status qf_selection_open(const char *include, const char *exclude, const char *config,
                             size_t config_length, qf_selection *out, qf_error *err)
 {
-    *out = (qf_selection){.transposed_modules = has_transposed_modules(config, config_length)};
-    qf_status status = qf_pattern_compile("include", include, &out->include, err);
+    *out = (qf_selection){0};
+    qf_status status =
+        find_transposed_modules(config, config_length, &out->transposed_modules, err);
+    if (status == QF_OK)
+        status = qf_pattern_compile("include", include, &out->include, err);
     return status == QF_OK ? qf_pattern_compile("exclude", exclude, &out->exclude, err) : status;
 }
 
@@ -94,7 +100,7 @@ static const char *judge_default(const qf_selection *s, const qf_safetensor *t)
     return "";
 }
 
-const char *qf_selection_judge(const qf_selection *s, const qf_safetensor *t)
+const char *qf_selection_judge(qf_selection *s, const qf_safetensor *t)
 {
     size_t n = strlen(t->name);
     if (t->rank != 2 || !is_float(t->data_type) || n < 8 ||

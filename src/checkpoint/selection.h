@@ -16,7 +16,7 @@ qf_status qf_selection_open(const char *include, const char *exclude, const char
 void qf_selection_close(qf_selection *selection);
 /* Whether a tensor is quantized: "" if it is, else why not; NULL if it is no weight matrix at all.
  */
-const char *qf_selection_judge(const qf_selection *selection, const qf_safetensor *tensor);
+const char *qf_selection_judge(qf_selection *selection, const qf_safetensor *tensor);
 /* Whether the name is that of a module that no scheme targets, as embeddings and norms are, so that
  * nobody must be told that it stays float. */
 bool qf_is_never_linear(const char *tensor);

@@ -103,20 +103,30 @@ static bool add_entry(cJSON *header, const qf_out_tensor *t, uint64_t offset)
     cJSON *offsets = NULL;
     bool ok = entry && cJSON_AddStringToObject(entry, "dtype", t->dtype) && add_dims(entry, t) &&
               (offsets = cJSON_CreateDoubleArray(ends, 2));
-    return ok && cJSON_AddItemToObject(entry, "data_offsets", offsets);
+    if (ok && cJSON_AddItemToObject(entry, "data_offsets", offsets))
+        return true;
+    cJSON_Delete(offsets);
+    return false;
 }
 
 /* The metadata that the source's shards have, or what transformers asks for. */
 static bool add_metadata(cJSON *header, const qf_checkpoint *c)
 {
     cJSON *metadata = NULL;
-    for (size_t i = 0; !metadata && i < c->shard_count; i++) {
-        if (c->infos[i].metadata)
-            metadata = cJSON_Parse(c->infos[i].metadata);
+    const char *text = NULL;
+    for (size_t i = 0; !text && i < c->shard_count; i++)
+        text = c->infos[i].metadata;
+    if (text)
+        metadata = cJSON_Parse(text);
+    else if ((metadata = cJSON_CreateObject()) &&
+             !cJSON_AddStringToObject(metadata, "format", "pt")) {
+        cJSON_Delete(metadata);
+        metadata = NULL;
     }
-    if (!metadata && (metadata = cJSON_CreateObject()))
-        cJSON_AddStringToObject(metadata, "format", "pt");
-    return metadata && cJSON_AddItemToObject(header, "__metadata__", metadata);
+    if (metadata && cJSON_AddItemToObject(header, "__metadata__", metadata))
+        return true;
+    cJSON_Delete(metadata);
+    return false;
 }
 
 /* Length and header of a shard, and spaces up to where its data begins. */

@@ -73,7 +73,10 @@ void cli_print_totals(qf_report_totals totals, uint32_t shard, uint32_t shard_co
 void cli_json_totals(cJSON *root, qf_report_totals totals);
 /* Reads "I/N" or "slurm" (the variables of a job step or array task); false with a message. */
 bool cli_read_shard(const char *text, uint32_t *shard, uint32_t *count);
-/* Prints and deletes a JSON document; EXIT_DONE or EXIT_SYSTEM. */
+/* Begins a JSON document; nothing but cJSON's and our functions may be called until it is printed.
+ */
+cJSON *cli_json_root(void);
+/* Prints and deletes it; EXIT_DONE or EXIT_SYSTEM. */
 int cli_print_json(cJSON *root);
 /* Adds a string member; bytes that are not UTF-8 become U+FFFD: names come from files. */
 void cli_json_text(cJSON *object, const char *key, const char *text);
@@ -83,6 +86,8 @@ cJSON *cli_json_diagnostics(const qf_diagnostics *list);
 void cli_print_version(void);
 /* Whether everything written to stdout arrived. */
 bool cli_flush(void);
+/* Says so, and returns the exit code for it. */
+int cli_out_of_memory(void);
 
 /* ---- progress bar ---- */
 

@@ -404,7 +404,7 @@ static outcome run_job(batch *b, size_t index)
 
 static int print_document(batch *b, double seconds)
 {
-    cJSON *root = cJSON_CreateObject();
+    cJSON *root = cli_json_root();
     cJSON_AddBoolToObject(root, "ok", b->code == EXIT_DONE);
     cJSON_AddNumberToObject(root, "done", (double)b->outcomes[DONE]);
     cJSON_AddNumberToObject(root, "failed", (double)b->outcomes[FAILED]);

@@ -95,13 +95,13 @@ int cmd_check(int argc, char **argv)
         return cli_usage_error("check", "--model is needed");
     qf_diagnostics *diagnostics = qf_diagnostics_create();
     if (!diagnostics)
-        return EXIT_SYSTEM;
+        return cli_out_of_memory();
     size_t layers;
     qf_status status = check(&inputs, &planned, diagnostics, &layers);
     cli_print_diagnostics(diagnostics, quiet);
     int code = cli_exit_code(status);
     if (json) {
-        cJSON *root = cJSON_CreateObject();
+        cJSON *root = cli_json_root();
         cJSON_AddBoolToObject(root, "ok", status == QF_OK);
         cJSON_AddNumberToObject(root, "layers", (double)layers);
         cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));

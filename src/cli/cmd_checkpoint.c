@@ -117,7 +117,7 @@ static void print_summary(const cli_checkpoint *a, const qf_checkpoint_plan *pla
 static int print_json(const qf_checkpoint_plan *plan, const qf_report_totals *totals,
                       const qf_error *err, int code)
 {
-    cJSON *root = cJSON_CreateObject();
+    cJSON *root = cli_json_root();
     cJSON_AddBoolToObject(root, "ok", code == EXIT_DONE);
     cJSON_AddBoolToObject(root, "written", totals != NULL);
     if (err)

@@ -64,10 +64,8 @@ static int read_arguments(int argc, char **argv, arguments *a)
             return cli_usage_error("commit", "the command line cannot be understood");
         }
     }
-    if (!ok) {
-        fputs("quantfold: error: out of memory\n", stderr);
-        return EXIT_SYSTEM;
-    }
+    if (!ok)
+        return cli_out_of_memory();
     if (optind != argc)
         return cli_usage_error("commit", "unexpected word '%s'", argv[optind]);
     if (!a->save_path)
@@ -80,7 +78,7 @@ static int print_result(const arguments *a, const qf_report *report)
     qf_report_totals t = qf_report_get(report);
     char size[32];
     if (a->json) {
-        cJSON *root = cJSON_CreateObject();
+        cJSON *root = cli_json_root();
         cJSON_AddStringToObject(root, "status", "done");
         cJSON_AddNumberToObject(root, "bytes_written", (double)t.bytes_written);
         cJSON_AddNumberToObject(root, "seconds", t.seconds);

@@ -165,7 +165,7 @@ static cJSON *layers_json(const qf_plan *plan)
 static int print_result_json(const qf_plan *plan, const qf_report_totals *totals, int code,
                              const qf_diagnostics *diagnostics)
 {
-    cJSON *root = cJSON_CreateObject();
+    cJSON *root = cli_json_root();
     cJSON_AddBoolToObject(root, "ok", code == EXIT_DONE);
     cJSON_AddBoolToObject(root, "written", totals != NULL);
     cJSON_AddItemToObject(root, "findings", cli_json_diagnostics(diagnostics));

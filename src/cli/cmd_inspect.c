@@ -29,7 +29,7 @@ static cJSON *layer_json(const qf_layer_candidate *l)
 
 static int print_as_json(const qf_model *model, const qf_model_info *info)
 {
-    cJSON *root = cJSON_CreateObject();
+    cJSON *root = cli_json_root();
     cJSON *layers = cJSON_CreateArray();
     cJSON_AddNumberToObject(root, "ir_version", (double)info->ir_version);
     cJSON_AddNumberToObject(root, "opset", (double)info->opset);

@@ -168,7 +168,7 @@ int cmd_record(int argc, char **argv)
     qf_record *record = NULL;
     qf_diagnostics *list = qf_diagnostics_create();
     if (!list)
-        return EXIT_SYSTEM;
+        return cli_out_of_memory();
     qf_status status = make(&a, list, &record);
     cli_print_diagnostics(list, a.quiet);
     code = status == QF_OK ? write_out(&a, record) : cli_exit_code(status);

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
+#include "base/spill.h"
 #include "cli/door.h"
 
 static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
@@ -126,37 +128,21 @@ static bool split_names(const char *names, char **text, const char ***list, size
     return true;
 }
 
-static char *read_file(const char *path)
-{
-    enum { MAX = 1 << 20 };
-    FILE *f = fopen(path, "rb");
-    char *text = f ? malloc(MAX + 1) : NULL;
-    size_t n = text ? fread(text, 1, MAX + 1, f) : 0;
-    bool good = text && !ferror(f) && n <= MAX;
-    if (f)
-        fclose(f);
-    if (!good) {
-        free(text);
-        return NULL;
-    }
-    text[n] = '\0';
-    return text;
-}
-
 static qf_status read_axes(const char *argument, cli_export_run *run, qf_error *err)
 {
-    char *file = NULL;
+    enum { MOST = 1 << 20 }; /* bytes */
+    qf_status status = QF_OK;
+    char *text = NULL;
+    size_t length;
     if (!argument)
         return QF_OK;
-    if (argument[0] == '@' && !(file = read_file(argument + 1))) {
-        *err = (qf_error){.code = QF_ERR_INPUT};
-        snprintf(err->message, sizeof err->message, "%s: cannot read the dynamic axes",
-                 argument + 1);
-        return QF_ERR_INPUT;
-    }
-    qf_status status =
-        qf_dynamic_axes_parse(file ? file : argument, &run->axes, &run->io.dynamic_axis_count, err);
-    free(file);
+    if (argument[0] == '@')
+        status = qf_file_read_text(argument + 1, "file of dynamic axes", MOST, &text, &length, NULL,
+                                   NULL, err);
+    if (status == QF_OK)
+        status = qf_dynamic_axes_parse(text ? text : argument, &run->axes,
+                                       &run->io.dynamic_axis_count, err);
+    qf_spill_free(text);
     return status;
 }
 

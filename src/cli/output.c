@@ -93,6 +93,12 @@ int cli_usage_error(const char *command, const char *format, ...)
     return EXIT_USAGE;
 }
 
+int cli_out_of_memory(void)
+{
+    fputs("quantfold: error: out of memory\n", stderr);
+    return EXIT_SYSTEM;
+}
+
 const char *cli_bytes(uint64_t bytes, char buffer[32])
 {
     static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
@@ -114,14 +120,20 @@ bool cli_flush(void)
     return false;
 }
 
+/* What cannot be added to a document for want of memory is missing in it without a word: only errno
+ * tells, which nothing else sets meanwhile. */
+cJSON *cli_json_root(void)
+{
+    errno = 0;
+    return cJSON_CreateObject();
+}
+
 int cli_print_json(cJSON *root)
 {
-    char *text = cJSON_Print(root);
+    char *text = errno == ENOMEM ? NULL : cJSON_Print(root);
     cJSON_Delete(root);
-    if (!text) {
-        fputs("quantfold: error: out of memory\n", stderr);
-        return EXIT_SYSTEM;
-    }
+    if (!text)
+        return cli_out_of_memory();
     puts(text);
     free(text);
     return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/retry.h"
 #include "base/spill.h"
 
 static const char magic[8] = "QFJOURN2";
@@ -93,21 +94,6 @@ static bool parse_name(const char *name, uint32_t *shard, uint32_t *count)
            *shard < *count;
 }
 
-static bool read_all(int fd, void *out, size_t n)
-{
-    char *at = out;
-    while (n) {
-        ssize_t got = read(fd, at, n);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return false;
-        at += got;
-        n -= (size_t)got;
-    }
-    return true;
-}
-
 /* Of two entries of a piece, the later one counts, in the place of the earlier one. */
 static void take_entry(const entry *e, const measures *m, qf_result *results, qf_stats_table *stats)
 {
@@ -122,7 +108,8 @@ static void take_entry(const entry *e, const measures *m, qf_result *results, qf
 }
 
 /* Takes the whole entries of a journal into `results` and `stats`; into neither if those are NULL.
- * Returns the length of what is sound; 0 if it is of another output. */
+ * Returns the length of what is sound; 0 if it is of another output; -1 with errno set if it cannot
+ * be read. */
 static off_t read_journal(int fd, const qf_hash *fingerprint, size_t count, qf_result *results,
                           qf_stats_table *stats, bool *done)
 {
@@ -130,48 +117,53 @@ static off_t read_journal(int fd, const qf_hash *fingerprint, size_t count, qf_r
     entry e;
     measures m;
     *done = false;
-    if (!read_all(fd, &h, sizeof h) || memcmp(h.magic, magic, sizeof magic) != 0 ||
+    ssize_t got = qf_read_all(fd, &h, sizeof h);
+    if (got < 0)
+        return -1;
+    if (got < (ssize_t)sizeof h || memcmp(h.magic, magic, sizeof magic) != 0 ||
         memcmp(&h.fingerprint, fingerprint, sizeof *fingerprint) != 0 || h.pieces != count)
         return 0;
     off_t sound = sizeof h;
-    while (read_all(fd, &e, sizeof e) && XXH3_64bits(&e, offsetof(entry, check)) == e.check) {
+    while ((got = qf_read_all(fd, &e, sizeof e)) == (ssize_t)sizeof e &&
+           XXH3_64bits(&e, offsetof(entry, check)) == e.check) {
         bool measured = e.kind == ENTRY_MEASURED;
-        if (measured &&
-            (!read_all(fd, &m, sizeof m) || XXH3_64bits(&m, offsetof(measures, check)) != m.check))
+        if (measured && ((got = qf_read_all(fd, &m, sizeof m)) < (ssize_t)sizeof m ||
+                         XXH3_64bits(&m, offsetof(measures, check)) != m.check))
             break;
         sound += (off_t)(sizeof e + (measured ? sizeof m : 0));
         *done |= e.kind == ENTRY_DONE;
         if (results && e.kind != ENTRY_DONE && e.result.piece < count)
             take_entry(&e, measured ? &m : NULL, results, stats);
     }
-    return sound;
+    return got < 0 ? -1 : sound;
 }
 
-/* Calls `visit` for the journals in `run`. */
+/* Calls `visit`, which returns 0 or an errno, for the journals in `run`. */
 static qf_status each_journal(const qf_stage *stage,
-                              void (*visit)(void *user, int fd, uint32_t shard, uint32_t count),
+                              int (*visit)(void *user, int fd, uint32_t shard, uint32_t count),
                               void *user, qf_error *err)
 {
-    int copy = openat(stage->run_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int copy = qf_open_at(stage->run_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0), e = 0;
     DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    const struct dirent *d;
     if (!dir) {
-        int e = errno;
+        e = errno;
         if (copy >= 0)
             close(copy);
-        return qf_fail_errno(err, stage->partial, e, "cannot read the staging folder");
     }
-    for (const struct dirent *d; (d = readdir(dir));) {
+    while (dir && !e && (errno = 0, d = readdir(dir))) {
         uint32_t shard, count;
         if (!parse_name(d->d_name, &shard, &count))
             continue;
-        int fd = openat(stage->run_fd, d->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (fd < 0)
-            continue;
-        visit(user, fd, shard, count);
-        close(fd);
+        int fd = qf_open_at(stage->run_fd, d->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+        e = fd < 0 ? errno : visit(user, fd, shard, count);
+        if (fd >= 0)
+            close(fd);
     }
-    closedir(dir);
-    return QF_OK;
+    e = e ? e : errno;
+    if (dir)
+        closedir(dir);
+    return e ? qf_fail_errno(err, stage->partial, e, "cannot read the staging folder") : QF_OK;
 }
 
 typedef struct gathering {
@@ -203,19 +195,20 @@ static struct tally *tally_of(gathering *g, uint32_t of)
     return &g->tallies[g->tally_count++];
 }
 
-static void gather_one(void *user, int fd, uint32_t shard, uint32_t count)
+static int gather_one(void *user, int fd, uint32_t shard, uint32_t count)
 {
     gathering *g = user;
     bool done;
-    if (!read_journal(fd, g->fingerprint, g->count, g->results, g->stats, &done) ||
-        count > QF_SHARDS_MOST)
-        return;
+    off_t sound = read_journal(fd, g->fingerprint, g->count, g->results, g->stats, &done);
+    if (sound <= 0 || count > QF_SHARDS_MOST)
+        return sound < 0 ? errno : 0;
     struct tally *t = tally_of(g, count);
     g->failed |= !t;
     if (t && done && !t->which[shard]) {
         t->which[shard] = 1;
         t->done++;
     }
+    return 0;
 }
 
 /* "2, 5 of 8", at most a line. */
@@ -267,22 +260,21 @@ qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, s
 
 static qf_status fail_journal(const qf_journal *journal, int e, qf_error *err)
 {
-    return qf_fail_errno(err, journal->name, e, "cannot write the journal in the staging folder");
+    return qf_fail_at(err, QF_ERR_SYSTEM,
+                      (qf_where){.file = journal->place, .item = journal->name, .sys_errno = e},
+                      "cannot write the journal in the staging folder");
 }
 
-static qf_status write_whole(const qf_journal *journal, const void *data, size_t n, qf_error *err)
+/* An entry that a short write has cut is not followed by another thread's. */
+static qf_status write_whole(qf_journal *journal, const void *data, size_t n, qf_error *err)
 {
-    ssize_t done;
-    do
-        done = write(journal->fd, data, n);
-    while (done < 0 && errno == EINTR);
-    if (done == (ssize_t)n)
-        return QF_OK;
-    return fail_journal(journal, done < 0 ? errno : ENOSPC, err);
+    pthread_mutex_lock(&journal->lock);
+    int e = qf_write_all(journal->fd, data, n);
+    pthread_mutex_unlock(&journal->lock);
+    return e ? fail_journal(journal, e, err) : QF_OK;
 }
 
-/* In one write, so that entries of several threads do not mix. */
-static qf_status write_entry(const qf_journal *journal, uint64_t kind, const qf_result *result,
+static qf_status write_entry(qf_journal *journal, uint64_t kind, const qf_result *result,
                              qf_error *err)
 {
     struct {
@@ -302,14 +294,15 @@ static qf_status write_entry(const qf_journal *journal, uint64_t kind, const qf_
     return write_whole(journal, &both, n, err);
 }
 
-static void read_one(void *user, int fd, uint32_t shard, uint32_t count)
+static int read_one(void *user, int fd, uint32_t shard, uint32_t count)
 {
     qf_journal *journal = user;
     bool done;
     (void)shard;
     (void)count;
-    read_journal(fd, &journal->fingerprint, journal->count, journal->results, &journal->stats,
-                 &done);
+    off_t sound = read_journal(fd, &journal->fingerprint, journal->count, journal->results,
+                               &journal->stats, &done);
+    return sound < 0 ? errno : 0;
 }
 
 /* Begins the shard's own journal, or goes on behind its last whole entry. */
@@ -319,7 +312,9 @@ static qf_status begin(qf_journal *journal, bool resume, qf_error *err)
     off_t sound = 0;
     if (resume)
         sound = read_journal(journal->fd, &journal->fingerprint, journal->count, NULL, NULL, &done);
-    if (ftruncate(journal->fd, sound) != 0 || lseek(journal->fd, sound, SEEK_SET) < 0)
+    if (sound < 0)
+        return fail_journal(journal, errno, err);
+    if (qf_set_length(journal->fd, (uint64_t)sound) != 0 || lseek(journal->fd, sound, SEEK_SET) < 0)
         return fail_journal(journal, errno, err);
     if (sound)
         return QF_OK;
@@ -334,18 +329,20 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
 {
     *out = (qf_journal){.count = count,
                         .folder = stage->run_fd,
+                        .place = stage->partial,
                         .shard = shard,
                         .shard_count = shard_count,
                         .fingerprint = *fingerprint};
     snprintf(out->name, sizeof out->name, "journal.%u-of-%u", shard, shard_count);
     out->results = qf_spill_alloc((count + 1) * sizeof *out->results);
-    out->fd = openat(stage->run_fd, out->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+    pthread_mutex_init(&out->lock, NULL);
+    out->fd = qf_open_at(stage->run_fd, out->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
     qf_status status = QF_OK;
     if (!qf_stats_table_init(&out->stats, weights) || !out->results)
         status = qf_fail_memory(err);
     else if (out->fd < 0)
         status = fail_journal(out, errno, err);
-    else if (flock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    else if (qf_lock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         status =
             qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                        "shard %u of %u is being written by another process", shard, shard_count);
@@ -376,10 +373,10 @@ qf_status qf_journal_add(qf_journal *journal, const qf_result *result, qf_error 
 
 qf_status qf_journal_finish(qf_journal *journal, bool sync, qf_error *err)
 {
-    if (sync && fsync(journal->fd) != 0)
+    if (sync && qf_sync(journal->fd) != 0)
         return fail_journal(journal, errno, err);
     qf_status status = write_entry(journal, ENTRY_DONE, NULL, err);
-    if (status == QF_OK && sync && (fsync(journal->fd) != 0 || fsync(journal->folder) != 0))
+    if (status == QF_OK && sync && (qf_sync(journal->fd) != 0 || qf_sync(journal->folder) != 0))
         status = fail_journal(journal, errno, err);
     return status;
 }
@@ -390,5 +387,6 @@ void qf_journal_close(qf_journal *journal)
         close(journal->fd);
     qf_spill_free(journal->results);
     qf_stats_table_release(&journal->stats);
+    pthread_mutex_destroy(&journal->lock);
     *journal = (qf_journal){.fd = -1};
 }

@@ -13,6 +13,7 @@
 #ifndef QF_EXEC_JOURNAL_H
 #define QF_EXEC_JOURNAL_H
 
+#include <pthread.h>
 #include <xxhash.h>
 
 #include "exec/blocks.h"
@@ -63,7 +64,9 @@ typedef struct qf_journal {
     int folder; /* borrowed: `run` of the stage */
     uint32_t shard, shard_count;
     qf_hash fingerprint;
+    const char *place; /* borrowed: path of the staging folder */
     char name[64];
+    pthread_mutex_t lock; /* of writing */
 } qf_journal;
 
 /* Opens the journal of a shard (0 of 1: of the whole), alone in doing so, for `count` pieces of the

@@ -113,10 +113,12 @@ static bool add_weights(cJSON *root, const qf_output *o, const qf_part *pieces, 
     return ok;
 }
 
-static segment *list_segments(const qf_output *o, const qf_part *pieces, size_t count, size_t *out)
+/* *list is NULL if there are none. False when memory is exhausted. */
+static bool list_segments(const qf_output *o, const qf_part *pieces, size_t count, segment **list,
+                          size_t *out)
 {
-    segment *list = NULL;
     size_t cap = 0;
+    *list = NULL;
     *out = 0;
     for (size_t i = 0; i < count; i++) {
         qf_place places[QF_SLOTS];
@@ -124,26 +126,25 @@ static segment *list_segments(const qf_output *o, const qf_part *pieces, size_t 
         for (int s = 0; s < QF_SLOTS; s++) {
             if (!places[s].used || !places[s].length)
                 continue;
-            if (!qf_table_grow((void **)&list, &cap, *out + 1, sizeof *list)) {
-                qf_spill_free(list);
-                return NULL;
-            }
-            list[(*out)++] = (segment){places[s], i, s};
+            if (!qf_table_grow((void **)list, &cap, *out + 1, sizeof **list))
+                return false;
+            (*list)[(*out)++] = (segment){places[s], i, s};
         }
     }
     if (*out)
-        qsort(list, *out, sizeof *list, by_place);
-    return list;
+        qsort(*list, *out, sizeof **list, by_place);
+    return true;
 }
 
 qf_status qf_manifest_template(const qf_output *o, const qf_part *pieces, size_t count, cJSON **out,
                                qf_error *err)
 {
     size_t n;
-    segment *segments = list_segments(o, pieces, count, &n);
-    cJSON *root = cJSON_CreateObject();
-    bool ok = root && qf_json_add_text(root, "quantfold", QF_VERSION) &&
-              qf_json_add_text(root, "hash", "xxh3-128");
+    segment *segments;
+    bool ok = list_segments(o, pieces, count, &segments, &n);
+    cJSON *root = ok ? cJSON_CreateObject() : NULL;
+    ok = root && qf_json_add_text(root, "quantfold", QF_VERSION) &&
+         qf_json_add_text(root, "hash", "xxh3-128");
     for (const cJSON *item = o->about ? o->about->child : NULL; ok && item; item = item->next) {
         cJSON *copy = cJSON_Duplicate(item, true);
         ok = copy && cJSON_AddItemToObject(root, item->string, copy);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/json.h"
+#include "base/retry.h"
 #include "base/spill.h"
 #include "exec/fingerprint.h"
 #include "exec/manifest.h"
@@ -68,34 +69,49 @@ static cJSON *plan_json(const outcome *o)
     return NULL;
 }
 
-static cJSON *read_plan(const qf_stage *stage)
+/* *plan is NULL if there is none or it is not sound. */
+static qf_status read_plan(const qf_stage *stage, cJSON **plan, qf_error *err)
 {
     enum { MOST = 1 << 30 };
     struct stat st;
-    int fd = openat(stage->run_fd, PLAN, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    cJSON *plan = NULL;
+    *plan = NULL;
+    int fd = qf_open_at(stage->run_fd, PLAN, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (fd < 0 && errno == ENOENT)
+        return QF_OK;
     char *text = NULL;
-    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size < MOST)
+    ssize_t got = -1;
+    bool examined = fd >= 0 && fstat(fd, &st) == 0;
+    bool plain = examined && S_ISREG(st.st_mode) && st.st_size < MOST;
+    if (plain)
         text = qf_spill_alloc((size_t)st.st_size + 1);
-    if (text && pread(fd, text, (size_t)st.st_size, 0) == (ssize_t)st.st_size)
-        plan = cJSON_ParseWithLength(text, (size_t)st.st_size);
+    if (text)
+        got = qf_read_all_at(fd, text, (size_t)st.st_size, 0);
+    int e = errno;
+    bool exhausted = plain && !text;
+    if (got >= 0)
+        *plan = qf_json_parse(text, (size_t)got, NULL, false, &exhausted);
     qf_spill_free(text);
     if (fd >= 0)
         close(fd);
-    return plan;
+    if (exhausted)
+        return qf_fail_memory(err);
+    if (!examined || (plain && got < 0))
+        return qf_fail_errno(err, stage->partial, e, "cannot read the plan in the staging folder");
+    return QF_OK;
 }
 
-static bool plan_is_ours(const outcome *o)
+static qf_status plan_is_ours(const outcome *o, bool *ours, qf_error *err)
 {
     char hash[QF_HASH_TEXT];
-    cJSON *plan = read_plan(&o->stage);
+    cJSON *plan;
+    qf_status status = read_plan(&o->stage, &plan, err);
     qf_hash_text(&o->fingerprint, hash);
     const char *theirs =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "fingerprint"));
-    bool same = theirs && strcmp(theirs, hash) == 0 &&
-                (!o->manifest || cJSON_HasObjectItem(plan, "manifest"));
+    *ours = theirs && strcmp(theirs, hash) == 0 &&
+            (!o->manifest || cJSON_HasObjectItem(plan, "manifest"));
     cJSON_Delete(plan);
-    return same;
+    return status;
 }
 
 /* Under a name of the process's own first, for other shards may be reading. */
@@ -109,11 +125,10 @@ static qf_status write_plan(const outcome *o, qf_error *err)
         return qf_fail_memory(err);
     snprintf(part, sizeof part, "%s.%ld", PLAN_PART, (long)getpid());
     size_t n = strlen(text);
-    int fd = openat(o->stage.run_fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
-    ssize_t done = fd < 0 ? -1 : write(fd, text, n);
-    int e = done < 0 ? errno : done < (ssize_t)n ? ENOSPC : 0;
+    int fd = qf_open_at(o->stage.run_fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
+    int e = fd < 0 ? errno : qf_write_all(fd, text, n);
     free(text);
-    if (fd >= 0 && close(fd) != 0 && !e)
+    if (fd >= 0 && qf_close(fd) != 0 && !e)
         e = errno;
     if (!e && renameat(o->stage.run_fd, part, o->stage.run_fd, PLAN) != 0)
         e = errno;
@@ -130,6 +145,13 @@ static void wait_a_little(void)
     nanosleep(&t, NULL);
 }
 
+static qf_status start_anew(outcome *o, qf_error *err)
+{
+    if (!qf_stage_empty(&o->stage))
+        return qf_fail_errno(err, o->stage.partial, errno, "cannot clean up after an earlier run");
+    return write_plan(o, err);
+}
+
 /* The staging folder becomes that of this output. What is there of another goes, unless somebody is
  * writing it: a shard tries for a while, for others may be about to do the same. It waits without a
  * lock: of shards that wait with one, none would ever get the folder for itself. */
@@ -138,24 +160,22 @@ static qf_status claim_shared(outcome *o, qf_error *err)
     enum { TRIES = 500 };
     qf_stage *stage = &o->stage;
     for (int i = 0; i < TRIES; i++) {
-        if (i > 0 && flock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
+        bool ours;
+        if (i > 0 && qf_lock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
             wait_a_little();
             continue;
         }
-        if (plan_is_ours(o))
-            return QF_OK;
-        if (flock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
-            bool empty = plan_is_ours(o) || qf_stage_empty(stage);
-            qf_status status = QF_OK;
-            if (!empty)
-                status = qf_fail_errno(err, stage->partial, errno,
-                                       "cannot clean up after an earlier run");
-            else if (!plan_is_ours(o))
-                status = write_plan(o, err);
-            flock(stage->partial_fd, LOCK_SH);
+        qf_status status = plan_is_ours(o, &ours, err);
+        if (status != QF_OK || ours)
+            return status;
+        if (qf_lock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
+            status = plan_is_ours(o, &ours, err);
+            if (status == QF_OK && !ours)
+                status = start_anew(o, err);
+            qf_lock(stage->partial_fd, LOCK_SH);
             return status;
         }
-        flock(stage->partial_fd, LOCK_UN);
+        qf_lock(stage->partial_fd, LOCK_UN);
         wait_a_little();
     }
     return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
@@ -165,19 +185,16 @@ static qf_status claim_shared(outcome *o, qf_error *err)
 
 static qf_status claim(outcome *o, qf_error *err)
 {
+    qf_status status;
     if (o->sharded) {
-        qf_status status = claim_shared(o, err);
+        status = claim_shared(o, err);
         o->stage.resumed = o->options->resume;
         return status;
     }
     if (!o->options->resume)
         return QF_OK;
-    o->stage.resumed = plan_is_ours(o);
-    if (o->stage.resumed)
-        return QF_OK;
-    if (!qf_stage_empty(&o->stage))
-        return qf_fail_errno(err, o->stage.partial, errno, "cannot clean up after an earlier run");
-    return write_plan(o, err);
+    status = plan_is_ours(o, &o->stage.resumed, err);
+    return status != QF_OK || o->stage.resumed ? status : start_anew(o, err);
 }
 
 /* ---- writing ---- */
@@ -240,7 +257,9 @@ static qf_status write_pieces(outcome *o, qf_error *err)
                     .progress_user = options->progress_user};
     o->stage.direct = work.io == QF_IO_DIRECT;
     qf_status status = create_files(o, err);
-    return status == QF_OK ? qf_work_run(&work, &o->stage, &o->totals.bytes_kept, err) : status;
+    if (status == QF_OK)
+        status = qf_work_run(&work, &o->stage, &o->totals.bytes_kept, err);
+    return qf_files_check(work.sources, work.source_count, status, err);
 }
 
 /* Adds the filled manifest to the files to be put in place. */
@@ -392,7 +411,10 @@ static qf_status expect_files(qf_stage *stage, const cJSON *plan, uint64_t *byte
         status = qf_stage_expect(stage, name, size, err);
         if (status != QF_OK)
             return status;
-        if (!qf_stage_size(stage, stage->count - 1, &found) || found != size)
+        bool there = qf_stage_size(stage, stage->count - 1, &found);
+        if (!there && errno != ENOENT)
+            return qf_fail_errno(err, stage->partial, errno, "cannot examine what shards wrote");
+        if (!there || found != size)
             return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial, .item = name},
                               "the file is not there in the length that was planned; run its shard "
                               "again");
@@ -443,11 +465,13 @@ static qf_status commit(qf_stage *stage, qf_report_totals *totals, qf_error *err
     uint64_t count;
     qf_result *results = NULL;
     qf_stats_table stats = {0};
-    cJSON *plan = read_plan(stage);
+    cJSON *plan;
+    qf_status status = read_plan(stage, &plan, err);
     cJSON *manifest = cJSON_GetObjectItemCaseSensitive(plan, "manifest");
     const char *name =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "manifest_name"));
-    qf_status status = plan ? QF_OK : refuse_plan(stage, err);
+    if (status == QF_OK && !plan)
+        status = refuse_plan(stage, err);
     if (status == QF_OK)
         status = gather(stage, plan, &results, &count, &stats, err);
     if (status == QF_OK)
@@ -481,7 +505,8 @@ qf_status qf_commit(const char *save_path, bool no_sync, qf_report **out, qf_err
         stage.unsynced = no_sync;
         status = commit(&stage, &totals, err);
         /* a folder that this call made is empty; shards that are there stay */
-        stage.keep = status != QF_OK && faccessat(stage.run_fd, PLAN, F_OK, 0) == 0;
+        stage.keep |=
+            status != QF_OK && (faccessat(stage.run_fd, PLAN, F_OK, 0) == 0 || errno != ENOENT);
         qf_stage_close(&stage);
     }
     free(folder);

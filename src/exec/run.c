@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "exec/run.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <fenv.h>
 #include <inttypes.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "base/retry.h"
 #include "base/spill.h"
 #include "exec/hasher.h"
 #include "exec/writer.h"
@@ -55,6 +57,7 @@ typedef struct run {
     qf_varint_index *job_indexes, *copy_indexes; /* NULL if no source is made of varints */
     uint64_t total;
     _Atomic uint64_t done, kept;
+    uint64_t faults; /* of mapped files in this process, when the run began */
     _Atomic bool cancelled;
     _Atomic size_t failed; /* item of the error held, SIZE_MAX if none */
     omp_lock_t lock;       /* guards what follows; a critical section would export a symbol */
@@ -423,7 +426,7 @@ static int open_source(const qf_work *w, const qf_span *span, int flags)
 {
     const qf_file *f = &w->sources[span->file];
     struct stat st;
-    int fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags);
+    int fd = qf_open_at(AT_FDCWD, f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags, 0);
     if (fd >= 0 && (fstat(fd, &st) != 0 || st.st_dev != f->device || st.st_ino != f->inode)) {
         close(fd);
         fd = -1;
@@ -445,6 +448,8 @@ static const unsigned char *fetch(worker *k, int fd, const qf_span *span, qf_ran
     }
     while (k->input && got < need) {
         ssize_t n = pread(fd, k->input + got, room - got, (off_t)(start + got));
+        if (n < 0 && errno == EINTR)
+            continue;
         if (n <= 0)
             return NULL;
         got += (size_t)n;
@@ -614,6 +619,14 @@ static qf_status find_scales(worker *k, qf_part p, qf_error *err)
 
 /* ---- pieces, noted in the journal or not ---- */
 
+/* Whether all that was read until now was there (base/mapguard.h). */
+static qf_status check_sources(const run *r, qf_error *err)
+{
+    if (qf_guard_faults() == r->faults)
+        return QF_OK;
+    return qf_files_check_faults(r->work->sources, r->work->source_count, err);
+}
+
 /* The blocks of an item of one piece, or a small piece if `it` is NULL. */
 static qf_status make_piece(worker *k, qf_part p, const item *it, qf_error *err)
 {
@@ -699,7 +712,8 @@ static qf_status hash_piece(worker *k, qf_part p, const qf_place places[QF_SLOTS
             status = qf_writer_flush(&k->writer, err);
             status = status == QF_OK ? qf_writer_finish(&k->writer, err) : status;
             if (status == QF_OK && !qf_hash_staged(r->stage, &places[i], &result->hashes[i]))
-                status = qf_fail(err, QF_ERR_SYSTEM, "what was written cannot be read back");
+                status = qf_fail_at(err, QF_ERR_SYSTEM, (qf_where){.file = r->stage->partial},
+                                    "what was written there cannot be read back");
         }
     }
     return status;
@@ -745,6 +759,8 @@ static qf_status run_piece(worker *k, uint32_t at, const item *it, qf_error *err
         result.stats = qf_journal_measure(r->work->journal, at, &k->stats.stats);
     }
     status = hash_piece(k, p, places, &result, err);
+    if (status == QF_OK)
+        status = check_sources(r, err);
     if (status == QF_OK && !add_pending(k, &result, bytes))
         status = qf_fail_memory(err);
     return status;
@@ -761,6 +777,8 @@ static qf_status run_item(worker *k, const item *it, qf_error *err)
         status = run_piece(k, it->piece + i, NULL, err);
     if (!it->count)
         forget_batch(r, it);
+    if (status == QF_OK)
+        status = check_sources(r, err);
     if (status == QF_OK)
         status = qf_writer_flush(&k->writer, err);
     if (status == QF_OK && k->pending_bytes >= PENDING_MOST)
@@ -852,6 +870,7 @@ qf_status qf_work_run(const qf_work *work, const qf_stage *stage, uint64_t *kept
              .pieces = work->pieces,
              .piece_count = work->piece_count,
              .failed = SIZE_MAX,
+             .faults = qf_guard_faults(),
              .err = err};
     omp_init_lock(&r.lock);
     qf_status status = prepare(&r);

@@ -13,13 +13,21 @@
  * deletes the folder if not: a killed run leaves either the old output or, after the next run has
  * started, the new one, and nothing else.
  *
+ * Files that are replaced are kept in run/old/ until all are. If a rename fails, `complete` goes
+ * and they are put back; if that fails too, or the run dies in between, the next one puts them
+ * back.
+ *
  * The run's own files (`complete`, replaced files, journals: journal.h) are in its subfolder `run`.
  * Shards of one output share the folder and its lock; `quantfold commit` takes it for itself.
  */
 #ifndef QF_EXEC_STAGE_H
 #define QF_EXEC_STAGE_H
 
+#include <limits.h>
+
 #include "base/arena.h"
+
+enum { QF_FILE_MODE = 0640 };
 
 typedef struct qf_stage_file {
     char *name; /* in the destination folder */
@@ -28,7 +36,7 @@ typedef struct qf_stage_file {
     bool direct;   /* direct I/O is worth it, and possible as far as is known */
     int direct_fd; /* the same file opened for that; -1: opened for each write */
     bool foreign;  /* written by another process */
-    bool mappable; /* all of its space is allocated, so that a mapping cannot fault */
+    bool mappable; /* all of its space is allocated, so that a mapping can hardly fault */
 } qf_stage_file;
 
 typedef enum qf_stage_mode {
@@ -45,7 +53,7 @@ typedef struct qf_stage {
     bool direct;   /* set by the caller: files are opened for direct I/O too */
     bool unsynced; /* set by the caller: commit does not wait for the disk */
     char *partial; /* path of the staging folder */
-    int folder_fd, partial_fd, run_fd;
+    int folder_fd, partial_fd, run_fd, old_fd;
     qf_stage_file *files;
     size_t count, cap;
     char **made; /* folders that were made for this run, outermost first */
@@ -73,10 +81,12 @@ qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, c
 enum { QF_DIRECT_ALIGN = 4096 };
 bool qf_stage_write_direct(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                            size_t n, qf_status *status, qf_error *err);
+/* The error of a write that has failed with errno `e`. */
+qf_status qf_stage_fail_write(const qf_stage *stage, size_t index, int e, qf_error *err);
 /* Maps `n` bytes from `offset`, a multiple of the page size, for writing; munmap when done. NULL if
  * the file cannot be mapped. */
 void *qf_stage_map(const qf_stage *stage, size_t index, uint64_t offset, size_t n);
-/* The size that a staged file has; false if it is not there. */
+/* The size that a staged file has; false, with errno ENOENT if it is not there. */
 bool qf_stage_size(const qf_stage *stage, size_t index, uint64_t *size);
 /* Reads `n` bytes of what is staged. False if they are not there. */
 bool qf_stage_read(const qf_stage *stage, size_t index, uint64_t offset, void *out, size_t n);
@@ -90,6 +100,11 @@ qf_status qf_stage_finish(qf_stage *stage, qf_error *err);
 qf_status qf_stage_commit(qf_stage *stage, qf_error *err);
 /* Releases the stage; without a commit, removes all that it made unless that is to be kept. */
 void qf_stage_close(qf_stage *stage);
+
+/* "a/b", malloc'ed; NULL when memory is exhausted. */
+char *qf_stage_path(const char *a, const char *b);
+/* What an output's file is called in the staging folder. */
+void qf_staged_name(const char *name, char out[NAME_MAX + 1]);
 
 /* Splits a save path as the reference does: "" -> (cwd, ""), "a/b" -> ("a", "b"), "a/" -> ("a",
  * ""),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "exec/writer.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -101,15 +102,24 @@ static size_t write_direct(qf_writer *w, const qf_slot *s, bool more, qf_status 
     return s->length;
 }
 
+static qf_status close_window(qf_writer *w, qf_slot *s, qf_error *err)
+{
+    bool lost = qf_guard_struck(s->guard);
+    qf_guard_remove(s->guard);
+    munmap(s->buffer, s->mapped);
+    s->buffer = NULL;
+    s->guard = NULL;
+    s->mapped = 0;
+    return lost ? qf_stage_fail_write(w->stage, (size_t)s->file, EIO, err) : QF_OK;
+}
+
 /* Empties a slot. With `more`, bytes that continue it follow, and some may stay in it. */
 static qf_status flush(qf_writer *w, qf_slot *s, bool more, qf_error *err)
 {
     qf_status status = QF_OK;
     size_t done = s->length;
     if (w->io == QF_IO_MMAP && s->mapped) {
-        munmap(s->buffer, s->mapped);
-        s->buffer = NULL;
-        s->mapped = 0;
+        status = close_window(w, s, err);
     } else if (s->length && w->io == QF_IO_DIRECT) {
         done = write_direct(w, s, more, &status, err);
     } else {
@@ -133,11 +143,15 @@ static bool open_window(qf_writer *w, qf_slot *s, int file, uint64_t offset)
     uint64_t size = w->stage->files[file].size;
     size_t length = (size_t)(size - from < w->room ? size - from : w->room);
     void *map = qf_stage_map(w->stage, (size_t)file, from, length);
-    if (!map)
+    qf_guard *guard = map ? qf_guard_add(map, length, true) : NULL;
+    if (map && !guard)
+        munmap(map, length);
+    if (!guard)
         return false;
     free(s->buffer);
     *s = (qf_slot){.buffer = map,
                    .mapped = length,
+                   .guard = guard,
                    .lead = (size_t)(offset - from),
                    .file = file,
                    .offset = offset};
@@ -234,6 +248,7 @@ void qf_writer_release(qf_writer *writer)
 {
     for (int t = 0; t < QF_SLOTS; t++) {
         qf_slot *s = &writer->slots[t];
+        qf_guard_remove(s->guard);
         if (s->mapped)
             munmap(s->buffer, s->mapped);
         else

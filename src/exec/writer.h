@@ -12,6 +12,7 @@
 #ifndef QF_EXEC_WRITER_H
 #define QF_EXEC_WRITER_H
 
+#include "base/mapguard.h"
 #include "exec/job.h"
 #include "exec/stage.h"
 
@@ -20,7 +21,8 @@ typedef struct qf_slot {
     unsigned char *buffer; /* page-aligned; MMAP: the mapping, NULL if there is none */
     size_t lead;           /* unused bytes at the start, which bring the rest to its alignment */
     size_t length;
-    size_t mapped; /* MMAP: bytes */
+    size_t mapped;   /* MMAP: bytes */
+    qf_guard *guard; /* MMAP: of the window, if the disk cannot take what is in it */
     int file;
     uint64_t offset;
 } qf_slot;

@@ -202,6 +202,7 @@ qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
                          &model->skeleton_length, err);
     if (status == QF_OK)
         status = read_graph(model, path, &arena, err);
+    status = qf_files_check(model->files, model->file_count, status, err);
     qf_arena_release(&arena);
     if (status != QF_OK) {
         qf_model_close(model);

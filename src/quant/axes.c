@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Dynamic axes from JSON, in the two forms that the PyTorch exporter takes. */
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/json.h"
 
 #include "base/error.h"
 
@@ -141,9 +142,12 @@ qf_status qf_dynamic_axes_parse(const char *json, qf_dynamic_axis **out, size_t 
     const char *end = NULL;
     if (!json || !out || !count)
         return qf_fail(err, QF_ERR_USAGE, "qf_dynamic_axes_parse: an argument is NULL");
-    cJSON *root = cJSON_ParseWithOpts(json, &end, true);
+    bool exhausted = false;
+    cJSON *root = qf_json_parse(json, strlen(json) + 1, &end, true, &exhausted);
     if (!cJSON_IsObject(root)) {
         cJSON_Delete(root);
+        if (exhausted)
+            return qf_fail_memory(err);
         return qf_fail(err, QF_ERR_INPUT,
                        "dynamic_axes is not a JSON object such as {\"x\": {\"0\": \"batch\"}} or "
                        "{\"x\": [0, 2]}%s%.20s",

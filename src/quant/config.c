@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quant/config.h"
 
-#include <cjson/cJSON.h>
 #include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 
 #include "base/arena.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/spill.h"
 #include "base/strmap.h"
 #include "quant/text_token.h"
@@ -108,7 +108,7 @@ static void report_syntax(checker *c, const char *text, size_t length)
 {
     const char *end = text;
     /* the NUL belongs to the text: with it, anything behind the object is an error */
-    cJSON *root = cJSON_ParseWithLengthOpts(text, length + 1, &end, true);
+    cJSON *root = qf_json_parse(text, length + 1, &end, true, &c->out_of_memory);
     if (root && !cJSON_IsObject(root))
         REPORT(c, QF_ERROR, "the configuration must be a JSON object, not %s", show(root).text);
     else
@@ -127,18 +127,18 @@ static const char *skip_space(const char *at, const char *end)
 }
 
 /* The value at *at, which moves behind it and the space that follows; NULL if there is none. */
-static cJSON *next_value(const char **at, const char *end)
+static cJSON *next_value(checker *c, const char **at, const char *end)
 {
     const char *behind = *at;
-    cJSON *value = cJSON_ParseWithLengthOpts(*at, (size_t)(end - *at), &behind, false);
+    cJSON *value = qf_json_parse(*at, (size_t)(end - *at), &behind, false, &c->out_of_memory);
     *at = skip_space(behind, end);
     return value;
 }
 
 /* The key and colon at *at, which moves on to the value. */
-static cJSON *next_key(const char **at, const char *end)
+static cJSON *next_key(checker *c, const char **at, const char *end)
 {
-    cJSON *key = next_value(at, end);
+    cJSON *key = next_value(c, at, end);
     if (!cJSON_IsString(key) || *at == end || **at != ':') {
         cJSON_Delete(key);
         return NULL;
@@ -162,7 +162,7 @@ static bool each_member(checker *c, const char *text, size_t length, member_fn v
     at = skip_space(at + 1, end);
     bool more = at < end && *at != '}';
     while (more) {
-        cJSON *key = next_key(&at, end), *value = key ? next_value(&at, end) : NULL;
+        cJSON *key = next_key(c, &at, end), *value = key ? next_value(c, &at, end) : NULL;
         if (value) {
             value->string = key->valuestring;
             value->type |= cJSON_StringIsConst; /* the key keeps it */
@@ -526,7 +526,8 @@ static qf_status check_text(qf_config *config, const char *text, size_t length,
         check_root(&c, text, length);
     qf_status status =
         c.out_of_memory ? qf_fail_memory(err) : qf_diag_status(c.findings, (qf_diag_mark){0}, err);
-    forward(c.findings, diagnostics);
+    if (status != QF_ERR_MEMORY) /* what was found for want of memory is not true */
+        forward(c.findings, diagnostics);
     qf_diagnostics_free(c.findings);
     return status;
 }

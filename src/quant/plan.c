@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quant/plan.h"
 
+#include <errno.h>
 #include <fenv.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/file.h"
 #include "base/spill.h"
 #include "exec/stage.h"
 #include "kernels.h"
@@ -184,6 +186,8 @@ static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *
         if (!path)
             return qf_fail_memory(err);
         *out = (qf_output_file){path, layout->files[i].size, stat(path, &st) == 0};
+        if (!out->exists && !qf_is_absent(errno))
+            return qf_fail_errno(err, path, errno, "cannot examine the output's place");
         plan->bytes_out += out->bytes;
         bool model = qf_ends_with(path, ".onnx");
         if (model)
@@ -355,6 +359,19 @@ qf_status qf_plan_start(qf_model *model, const qf_record *record, const qf_expor
     return QF_OK;
 }
 
+qf_status qf_plan_check_sources(qf_plan *plan, qf_status status, qf_error *err)
+{
+    qf_error found;
+    const qf_model *m = plan->model;
+    if ((status != QF_OK && status != QF_ERR_INPUT) ||
+        qf_files_check(m->files, m->file_count, QF_OK, &found) == QF_OK)
+        return status;
+    qf_diagnostics_add_error(plan->diag, &found);
+    if (err)
+        *err = found;
+    return found.code;
+}
+
 qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_record *record,
                          const qf_io_spec *io, const qf_export_options *options,
                          qf_diagnostics *diagnostics, qf_plan **out, qf_error *err)
@@ -382,7 +399,10 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
     fegetenv(&host);
     fesetenv(FE_DFL_ENV);
     status = build(plan, config, io, err);
+    if (plan->scheme.include.exhausted || plan->scheme.exclude.exhausted)
+        status = qf_fail_memory(err);
     fesetenv(&host);
+    status = qf_plan_check_sources(plan, status, err);
     plan->diag = NULL;
     plan->options.save_path = plan->options.weight_only = NULL; /* the caller's */
     plan->options.include = plan->options.exclude = NULL;

@@ -140,6 +140,8 @@ struct qf_plan {
  * options. */
 qf_status qf_plan_start(qf_model *model, const qf_record *record, const qf_export_options *options,
                         qf_diagnostics *diagnostics, qf_plan **out, qf_error *err);
+/* qf_files_check of the model's files; what it finds goes to the diagnostics too. */
+qf_status qf_plan_check_sources(qf_plan *plan, qf_status status, qf_error *err);
 
 /* Steps, in order. Findings about the inputs go to plan->diag and do not end a step; a status other
  * than QF_OK means that it could not go on. */

@@ -143,7 +143,13 @@ qf_status qf_record_from_qdq(qf_model *model, qf_on_unsupported on_unsupported,
     qf_qdq q = {&model->payloads, &linked.arena, path};
     builder b = {
         .q = &q, .on_unsupported = on_unsupported, .diag = diagnostics ? diagnostics : own};
-    status = b.diag ? build(&b, &linked.ir, out, err) : qf_fail_memory(err);
+    qf_record *record = NULL;
+    status = b.diag ? build(&b, &linked.ir, &record, err) : qf_fail_memory(err);
+    status = qf_files_check(model->files, model->file_count, status, err);
+    if (status == QF_OK)
+        *out = record;
+    else
+        qf_record_close(record);
     qf_diagnostics_free(own);
     qf_linked_close(&linked);
     return status;

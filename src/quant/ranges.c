@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "quant/ranges.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,6 +10,7 @@
 #include "base/arena.h"
 #include "base/diag.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/spill.h"
 #include "base/strmap.h"
 
@@ -157,11 +157,12 @@ qf_status qf_ranges_parse(const char *name, const char *json, size_t length, qf_
     ranges->path = strdup(name);
     parser p = {.ranges = ranges, .err = err};
     const char *end = NULL;
-    cJSON *root = ranges->path ? cJSON_ParseWithLengthOpts(json, length, &end, false) : NULL;
+    bool exhausted = !ranges->path;
+    cJSON *root = exhausted ? NULL : qf_json_parse(json, length, &end, false, &exhausted);
     while (root && end < json + length && strchr(" \t\r\n", *end) && *end)
         end++;
     qf_status status;
-    if (!ranges->path)
+    if (exhausted)
         status = qf_fail_memory(err);
     else if (!cJSON_IsObject(root) || end != json + length)
         status = refuse(&p,

@@ -360,7 +360,7 @@ qf_status qf_record_compute(qf_model *model, const qf_config *config, const qf_r
         fenv_t host; /* which may flush subnormals or round otherwise */
         fegetenv(&host);
         fesetenv(FE_DFL_ENV);
-        status = compute(&c);
+        status = qf_plan_check_sources(c.plan, compute(&c), err);
         if (status == QF_OK)
             status = copy_record(&c, out);
         fesetenv(&host);

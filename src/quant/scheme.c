@@ -71,12 +71,12 @@ void qf_scheme_release(qf_scheme *s)
     *s = (qf_scheme){0};
 }
 
-static bool matches(const qf_pattern *pattern, const char *tensor, const char *node)
+static bool matches(qf_pattern *pattern, const char *tensor, const char *node)
 {
     return qf_pattern_matches(pattern, tensor) || qf_pattern_matches(pattern, node);
 }
 
-bool qf_scheme_chooses(const qf_scheme *s, const char *tensor, const char *node)
+bool qf_scheme_chooses(qf_scheme *s, const char *tensor, const char *node)
 {
     return (!s->include.on || matches(&s->include, tensor, node)) &&
            !matches(&s->exclude, tensor, node);

@@ -19,7 +19,7 @@ typedef struct qf_scheme {
 qf_status qf_scheme_read(const qf_export_options *options, qf_scheme *out, qf_error *err);
 void qf_scheme_release(qf_scheme *scheme);
 /* Whether the patterns choose a weight, by its own name or by its node's. */
-bool qf_scheme_chooses(const qf_scheme *scheme, const char *tensor, const char *node);
+bool qf_scheme_chooses(qf_scheme *scheme, const char *tensor, const char *node);
 
 /* What "w4a16:group=128" says. */
 typedef struct qf_form {

@@ -33,6 +33,7 @@ NOT_BOUND = {
     "qf_record_key",
     "qf_dynamic_axes_parse",
     "qf_save_quant_retrain_model",
+    "qf_handle_sigbus",
 }
 
 

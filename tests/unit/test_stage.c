@@ -16,7 +16,7 @@
 
 #include "exec/stage.h"
 
-static char folder[64];
+static char folder[64], other[128];
 
 static int set_up(void **state)
 {
@@ -172,6 +172,44 @@ static void test_failed_rename_rolls_back(void **state)
     assert_int_equal(entries(), 2);
 }
 
+/* A run that died while it was taking its renames back: the next one goes on with that. */
+static void test_roll_back_is_finished(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    write_text(in_folder("a.external"), "new a");
+    write_text(in_folder("m.onnx"), "old m");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run/old"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/run/old/a.external"), "old a");
+    /* of this one, only the link was made */
+    snprintf(other, sizeof other, "%s/.m.quantfold-partial/run/old/m.onnx", folder);
+    assert_int_equal(link(in_folder("m.onnx"), other), 0);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_SHARD, &stage, &err), QF_ERR_INPUT);
+    assert_non_null(strstr(err.message, "half in place"));
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_RESUME, &stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("a.external", "old a");
+    assert_text("m.onnx", "old m");
+    assert_int_equal(entries(), 2);
+}
+
+/* What cannot be looked at is not thrown away. */
+static void test_failed_open_keeps_what_is_there(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/run"), "not a folder");
+    write_text(in_folder(".m.quantfold-partial/m.onnx"), "perhaps whole");
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_ERR_SYSTEM);
+    assert_text(".m.quantfold-partial/m.onnx", "perhaps whole");
+    assert_int_equal(entries(), 1);
+}
+
 static void test_second_run_is_refused(void **state)
 {
     (void)state;
@@ -278,6 +316,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_incomplete_run_is_cleaned, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_complete_run_is_finished, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_rename_rolls_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_failed_open_keeps_what_is_there, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_direct_files_without_end, set_up, tear_down),
         cmocka_unit_test(test_save_path),
