@@ -20,7 +20,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 Progress = Callable[[int, int, str], Union[bool, None]]
 DynamicAxes = Mapping[str, Union[Mapping[int, str], Sequence[int]]]
 
-_EMIT = {"both": 0, "deploy": 1, "fake-quant": 2}
+_EMIT = {"both": 0, "deploy": 1, "fake-quant": 2, "runnable": 3}
 _EXTERNAL = {"auto": 0, "always": 1, "never": 2}
 _LAYOUT = {"per-tensor": 0, "single": 1}
 _IO = {"auto": 0, "pwrite": 1, "mmap": 2, "direct": 3}

@@ -20,7 +20,8 @@ static const char help[] =
     "                          DequantizeLinear into the layers, or leave them as they are\n"
     "  --on-unsupported WHAT   error (default), float: a QDQ layer that cannot be expressed\n"
     "  --free-qdq WHAT         keep (default), drop: QDQ pairs of no quantized layer\n"
-    "  --emit WHAT             both (default), deploy, fake-quant\n"
+    "  --emit WHAT             both (default), deploy, fake-quant, runnable: the deploy model in\n"
+    "                          operators that ONNX Runtime has; --model may be a deploy model\n"
     "  --external WHEN         auto (default), always, never: weights in .external files\n"
     "  --external-threshold N  bytes at which auto moves the largest weights out (2000000000)\n"
     "  --external-layout HOW   per-tensor (default), single: one page-aligned file a model\n"
@@ -97,7 +98,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
 
 static bool set_choice(arguments *a, int option, const char *word)
 {
-    static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
+    static const char *const emits[] = {"both", "deploy", "fake-quant", "runnable", NULL};
     static const char *const layouts[] = {"per-tensor", "single", NULL};
     static const char *const forms[] = {"float", "int8", "shared", NULL};
     static const char *const pairs[] = {"keep", "drop", NULL};

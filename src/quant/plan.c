@@ -75,7 +75,8 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_linked *link
                                  plan->model->files[0].path,
                                  o->fake_quant_weights == QF_FAKE_QUANT_SHARED,
                                  o->dedup,
-                                 plan->model->files};
+                                 plan->model->files,
+                                 o->emit == QF_EMIT_RUNNABLE};
     qf_status status = qf_passes_run(plan, &linked->ir, target, err);
     if (status == QF_OK)
         status = qf_ir_finish(&linked->ir, plan->model->files[0].path, err);
@@ -86,8 +87,8 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_linked *link
 
 static bool wants(const qf_plan *plan, qf_target target)
 {
-    qf_emit emit = plan->options.emit;
-    return emit == QF_EMIT_BOTH || (emit == QF_EMIT_DEPLOY) == (target == QF_DEPLOY);
+    qf_emit emit = plan->options.emit; /* a runnable model is what becomes of the deploy model */
+    return emit == QF_EMIT_BOTH || (emit == QF_EMIT_FAKE_QUANT) == (target == QF_FAKE_QUANT);
 }
 
 /* A model in which nothing is to change is copied byte for byte, if it is one file. */
@@ -95,7 +96,7 @@ static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
 {
     const qf_export_options *o = &plan->options;
     bool renamed = io && (io->input_name_count || io->output_name_count || io->dynamic_axis_count);
-    return !plan->layer_count && !plan->float_layer_count && !renamed && !plan->had_markers &&
+    return o->emit != QF_EMIT_RUNNABLE && !plan->layer_count && !plan->float_layer_count && !renamed && !plan->had_markers &&
            plan->model->file_count == 1 && o->external != QF_EXTERNAL_ALWAYS &&
            (o->external == QF_EXTERNAL_NEVER || plan->model->files[0].size < o->external_threshold);
 }
@@ -251,7 +252,7 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
     memcpy(o, given, given->struct_size < sizeof *o ? given->struct_size : sizeof *o);
     if (!o->save_path)
         return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
-    if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
+    if ((unsigned)o->emit > QF_EMIT_RUNNABLE || (unsigned)o->external > QF_EXTERNAL_NEVER ||
         (unsigned)o->external_layout > QF_LAYOUT_SINGLE || (unsigned)o->io > QF_IO_DIRECT ||
         (unsigned)o->fake_quant_weights > QF_FAKE_QUANT_SHARED ||
         (unsigned)o->source > QF_SOURCE_QDQ || (unsigned)o->on_unsupported > QF_UNSUPPORTED_FLOAT ||
@@ -260,8 +261,9 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
     return check_sharing(o, err);
 }
 
-/* Whether activations of the model are quantized, so that it has a record of its own. */
-static qf_status quantizes(const qf_model *model, bool *out, qf_error *err)
+/* Whether the model has a node of which `is` says so. */
+static qf_status has_node(const qf_model *model, bool (*is)(const qf_node *), bool *out,
+                          qf_error *err)
 {
     qf_linked linked;
     *out = false;
@@ -270,7 +272,7 @@ static qf_status quantizes(const qf_model *model, bool *out, qf_error *err)
     if (status != QF_OK)
         return status;
     for (size_t i = 0; i < linked.ir.node_count; i++)
-        *out |= linked.ir.by_id[i] && qf_is_quantize(linked.ir.by_id[i]);
+        *out |= linked.ir.by_id[i] && is(linked.ir.by_id[i]);
     qf_linked_close(&linked);
     return QF_OK;
 }
@@ -287,16 +289,37 @@ static qf_status empty_record(qf_plan *plan, qf_error *err)
     return status;
 }
 
+/* A deploy model is made runnable as it is: its layers are quantized already. */
+static qf_status check_deploy(qf_plan *plan, bool *deploy, qf_error *err)
+{
+    *deploy = false;
+    if (plan->options.emit != QF_EMIT_RUNNABLE)
+        return QF_OK;
+    qf_status status = has_node(plan->model, qf_is_deploy_node, deploy, err);
+    if (status != QF_OK || !*deploy)
+        return status;
+    if (plan->record || plan->scheme.on)
+        return qf_fail_at(err, QF_ERR_USAGE, (qf_where){.file = plan->model->files[0].path},
+                          "this is a deploy model, which is quantized already; make it runnable "
+                          "without --record and --weight-only");
+    plan->options.source = QF_SOURCE_FLOAT; /* a Q or DQ that is left in it stays */
+    return empty_record(plan, err);
+}
+
 /* Without a record, the model's own. */
 static qf_status own_record(qf_plan *plan, qf_error *err)
 {
+    bool deploy;
+    qf_status checked = check_deploy(plan, &deploy, err);
+    if (checked != QF_OK || deploy)
+        return checked;
     if (plan->record)
         return QF_OK;
     if (plan->scheme.from_record)
         return qf_fail(err, QF_ERR_USAGE, "--weight-only record needs a record");
     bool quantized = plan->options.source != QF_SOURCE_FLOAT;
     qf_status searched = plan->scheme.on && plan->options.source == QF_SOURCE_AUTO
-                             ? quantizes(plan->model, &quantized, err)
+                             ? has_node(plan->model, qf_is_quantize, &quantized, err)
                              : QF_OK;
     if (searched != QF_OK)
         return searched;
