@@ -11,8 +11,9 @@
  *   LSTM: i, o, f, c~ = gx + gh;   c = sigmoid(f) c + sigmoid(i) tanh(c~);   h = sigmoid(o) tanh(c)
  *   GRU:  z, r = sigmoid(gx + gh); n = tanh(gx_n + r gh_n);                  h = (1 - z) n + z h
  *
- * The fake_quant model quantizes initial_h alone and keeps h in float from step to step; the two
- * are one in the first step (docs/runnable.md).
+ * The state itself, in z h, stays float32. Its first value is the quantized initial_h, as in the
+ * fake_quant model; that one quantizes nothing more from step to step, so it and this are alike in
+ * the first step and part in those that follow (docs/runnable.md).
  */
 #include <string.h>
 
@@ -250,6 +251,15 @@ static void read_state(qf_body *b, const char *output, const char *state)
     qf_body_cast(b, output, flat, DATA(FLOAT));
 }
 
+/* first_h = the value that float_h has when it is quantized. */
+static void round_state(qf_body *b, bool wide)
+{
+    quantize(b, "start", "float_h", "factor_h", "offset_h", wide);
+    qf_body_cast(b, "start_float", "start_q", DATA(FLOAT));
+    qf_body_step(b, "Sub", "start_integer", "start_float offset_h");
+    qf_body_step(b, "Div", "first_h", "start_integer factor_h");
+}
+
 static void write_output(qf_body *b, const char *output, const char *value, const char *dims)
 {
     const char *shaped = qf_body_name(b, output, "shaped");
@@ -281,9 +291,11 @@ static void build(qf_body *b, const qf_function *f)
         qf_body_step(b, "Add", "x_biased", "x_product bias_x");
     qf_body_cast(b, "x_value", f->bias ? "x_biased" : "x_product", DATA(FLOAT));
     qf_body_step(b, "Mul", "gx", "x_value scale_x");
-    read_state(b, "first_h", "h");
+    read_state(b, lstm ? "first_h" : "float_h", "h");
     if (lstm)
         read_state(b, "first_c", "c");
+    else
+        round_state(b, f->wide);
     Onnx__GraphProto *step = make_step(b->arena, lstm, f);
     b->failed |= !step;
     qf_body_step(b, "Scan", lstm ? "last_h last_c all_h" : "last_h all_h",
