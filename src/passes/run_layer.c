@@ -238,12 +238,29 @@ static qf_node *behind_add(const qf_node *node)
         return NULL;
     for (size_t i = 0; i < 2; i++) {
         qf_node *producer = node->inputs[i] ? node->inputs[i]->producer : NULL;
-        if (producer && qf_node_is(producer, "MatMul")) {
-            node->outputs[0]->retyped = true;
+        if (producer && qf_node_is(producer, "MatMul"))
             return producer;
-        }
     }
     return NULL;
+}
+
+/* The Add is one of int32; with INT4 activations there is a Cast to float before its bias. */
+static qf_status keep_integers(qf_runner *r, qf_node *add, const qf_node *matrix)
+{
+    qf_value *bias = add->inputs[add->inputs[0] == matrix->outputs[0]];
+    qf_node *cast = bias && bias->producer && qf_node_is(bias->producer, "Cast") ? bias->producer
+                                                                                 : NULL;
+    const Onnx__TensorProto *tensor =
+        bias ? qf_value_constant(cast && cast->input_count ? cast->inputs[0] : bias) : NULL;
+    if (!tensor || tensor->data_type != DATA(INT32))
+        return qf_run_refuse(r, matrix, "what is added to its sums is no constant of int32");
+    add->outputs[0]->retyped = true;
+    if (!cast)
+        return QF_OK;
+    if (qf_value_only_user(bias) != add)
+        return qf_run_refuse(r, matrix, "its bias has other users");
+    bias->retyped = true;
+    return qf_node_set_int(r->p->ir, cast, "to", DATA(INT32)) ? QF_OK : qf_fail_memory(r->p->err);
 }
 
 static qf_status run_by_type(qf_runner *r, layer *l)
@@ -273,9 +290,12 @@ qf_status qf_run_layer(qf_runner *r, qf_node *dequant)
                                                 : qf_run_quant_of(l.node->inputs[0]);
     if (!l.quant)
         return qf_run_refuse(r, l.node, "its input is no output of an AscendQuant");
+    qf_status status = matrix ? keep_integers(r, last, matrix) : QF_OK;
+    if (status != QF_OK)
+        return status;
     l.wide = qf_run_is_wide(l.quant);
     if (l.node->input_count > 2 && !matrix)
         l.bias = l.node->inputs[2];
-    qf_status status = run_by_type(r, &l);
+    status = run_by_type(r, &l);
     return status == QF_OK ? qf_run_dequant(r, dequant, l.rank) : status;
 }

@@ -189,12 +189,19 @@ static qf_value *stored_behind(qf_value *value)
     return value;
 }
 
-/* A Transpose that swaps the two dimensions of a matrix. */
-static qf_node *swap_before(const qf_value *value)
+/* The Transpose before a constant matrix. */
+static qf_node *transpose_before(const qf_value *value)
 {
     qf_node *node = value->producer;
-    bool swap = node && qf_node_is(node, "Transpose") && node->input_count == 1 && node->inputs[0];
-    return swap && qf_value_constant(stored_behind(node->inputs[0])) ? node : NULL;
+    bool found = node && qf_node_is(node, "Transpose") && node->input_count == 1 && node->inputs[0];
+    return found && qf_value_constant(stored_behind(node->inputs[0])) ? node : NULL;
+}
+
+/* Whether a Transpose of a matrix swaps its dimensions, as it does unless told otherwise. */
+static bool swaps(const qf_node *transpose)
+{
+    const Onnx__AttributeProto *a = transpose ? qf_node_attribute(transpose, "perm") : NULL;
+    return transpose && !(a && a->n_ints == 2 && a->ints[0] == 0 && a->ints[1] == 1);
 }
 
 /* Native INT4 became bytes for an earlier layer; its dims are with the UnpackInt4. */
@@ -254,7 +261,7 @@ static qf_value *int8_form(qf_runner *r, qf_node *node, qf_value *stored,
 }
 
 /* The int8 tensor of `stored`, with its dims. */
-static qf_status read_stored(qf_runner *r, qf_node *node, qf_value *stored, qf_node *swap,
+static qf_status read_stored(qf_runner *r, qf_node *node, qf_value *stored, qf_node *transpose,
                              const qf_weight_place *place, qf_value **out,
                              int64_t dims[QF_MAX_RANK], size_t *rank)
 {
@@ -265,11 +272,11 @@ static qf_status read_stored(qf_runner *r, qf_node *node, qf_value *stored, qf_n
     qf_status status = check(r, node, place, tensor);
     if (status != QF_OK)
         return status;
-    size_t axis = swap ? 1 - place->axis : place->axis;
+    size_t axis = swaps(transpose) ? 1 - place->axis : place->axis;
     *rank = tensor->n_dims;
     memcpy(dims, tensor->dims, *rank * sizeof *dims);
     bool native = tensor->data_type == QF_DTYPE_INT4;
-    if (native && has_other_users(stored, swap ? swap : node))
+    if (native && has_other_users(stored, transpose ? transpose : node))
         return qf_run_refuse(r, node, "its INT4 weight '%s' has other users", stored->name);
     if (!native && place->extent && place->extent != dims[axis] && place->extent != 2 * dims[axis])
         return qf_run_refuse(r, node, "its weight has %lld input channels, its input %lld",
@@ -285,19 +292,21 @@ qf_status qf_run_read_weight(qf_runner *r, qf_node *node, const qf_weight_place 
     qf_value *value = node->input_count > place->index ? node->inputs[place->index] : NULL;
     if (!value)
         return qf_run_refuse(r, node, "it has no weight");
-    qf_node *swap = swap_before(value);
-    qf_value *stored = stored_behind(swap ? swap->inputs[0] : value);
-    qf_status status = read_stored(r, node, stored, swap, place, weight, dims, rank);
-    if (status != QF_OK || !swap)
+    qf_node *transpose = transpose_before(value);
+    qf_value *stored = stored_behind(transpose ? transpose->inputs[0] : value);
+    qf_status status = read_stored(r, node, stored, transpose, place, weight, dims, rank);
+    if (status != QF_OK || !transpose)
         return status;
     if (*rank != 2)
         return qf_run_refuse(r, node, "the Transpose of its weight is not that of a matrix");
-    int64_t first = dims[0];
-    dims[0] = dims[1];
-    dims[1] = first;
-    swap->outputs[0]->retyped = true;
-    if (!qf_node_set_input(r->p->ir, swap, 0, *weight))
+    if (swaps(transpose)) {
+        int64_t first = dims[0];
+        dims[0] = dims[1];
+        dims[1] = first;
+    }
+    transpose->outputs[0]->retyped = true;
+    if (!qf_node_set_input(r->p->ir, transpose, 0, *weight))
         return qf_fail_memory(r->p->err);
-    *weight = swap->outputs[0];
+    *weight = transpose->outputs[0];
     return QF_OK;
 }
