@@ -384,8 +384,10 @@ static void print_outputs(const qf_plan *plan)
 static void print_summary(const arguments *a, const qf_plan *plan, const qf_report *report)
 {
     char saved[32];
-    printf("%s %zu of %zu layers\n", report ? "quantized" : "would quantize",
-           qf_plan_layer_count(plan), qf_plan_layer_count(plan) + qf_plan_skipped_count(plan));
+    size_t layers = qf_plan_layer_count(plan) + qf_plan_skipped_count(plan);
+    if (layers || a->options.emit != QF_EMIT_RUNNABLE) /* a deploy model has its layers quantized */
+        printf("%s %zu of %zu layers\n", report ? "quantized" : "would quantize",
+               qf_plan_layer_count(plan), layers);
     if (a->verbose)
         print_layers(plan);
     else

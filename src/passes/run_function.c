@@ -197,6 +197,13 @@ const char *qf_body_name(qf_body *b, const char *stem, const char *suffix)
     return name ? name : "";
 }
 
+const char *qf_body_join(qf_body *b, const char *first, const char *second)
+{
+    const char *text = qf_arena_printf(b->arena, "%s %s", first, second);
+    b->failed |= !text;
+    return text ? text : "";
+}
+
 /* ---- functions ---- */
 
 static bool add_opset(qf_arena *arena, Onnx__OperatorSetIdProto **slot, const char *domain,
@@ -222,6 +229,7 @@ static Onnx__FunctionProto *make_function(qf_runner *r, const qf_function *f)
         return NULL;
     onnx__function_proto__init(proto);
     b->arena = arena;
+    b->opset = qf_ir_opset(r->p->ir);
     f->build(b, f);
     proto->name = qf_arena_strdup(arena, f->name);
     proto->domain = qf_arena_strdup(arena, QF_NPU_DOMAIN);

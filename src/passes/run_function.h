@@ -5,7 +5,8 @@
  * attributes, and what it calculates is written once for all of its kind.
  *
  * A function must use the model's own version of the default operators, so bodies are made of what
- * is the same from opset 11 on. Numbers that differ from node to node come in as attributes.
+ * is the same from opset 10 on, which has MatMulInteger and ConvInteger. Numbers that differ from
+ * node to node come in as attributes.
  */
 #ifndef QF_PASSES_RUN_FUNCTION_H
 #define QF_PASSES_RUN_FUNCTION_H
@@ -14,14 +15,15 @@
 
 #define QF_NPU_DOMAIN "quantfold.npu"
 
-enum { QF_BODY_NODES = 160, QF_RUN_FUNCTIONS = 64, QF_RUN_OPSET = 11 };
+enum { QF_BODY_NODES = 160, QF_RUN_FUNCTIONS = 64, QF_RUN_OPSET = 10 };
 
 /* Nodes of a function, or of a graph in one. */
 typedef struct qf_body {
     qf_arena *arena;
     Onnx__NodeProto *nodes[QF_BODY_NODES];
     size_t count;
-    bool failed; /* memory is exhausted */
+    int64_t opset; /* of the default operators */
+    bool failed;   /* memory is exhausted */
 } qf_body;
 
 /* Appends a node with one output. `inputs` are names with a space between. */
@@ -42,6 +44,8 @@ void qf_body_tensor(qf_body *b, const char *output, const char *attribute);
 void qf_body_float(qf_body *b, const char *output, const char *attribute);
 /* "<stem>_<suffix>" in the arena; "" when memory is exhausted. */
 const char *qf_body_name(qf_body *b, const char *stem, const char *suffix);
+/* The two with a space between, likewise. */
+const char *qf_body_join(qf_body *b, const char *first, const char *second);
 
 /* ---- functions ---- */
 
@@ -108,8 +112,9 @@ qf_status qf_run_conv_transpose(qf_runner *r, qf_node *node, int64_t terms, bool
 /* run_rnn.c */
 qf_status qf_run_rnn(qf_runner *r, qf_node *node);
 
-/* run_weight.c. The int8 weight that input `index` of a layer is, unpacked; *dims and *rank are those
- * of the tensor that the layer reads, with 0 for an extent that is known only when the model runs. */
+/* run_weight.c. The int8 weight that input `index` of a layer is, unpacked; *dims and *rank are
+ * those of the tensor that the layer reads, with 0 for an extent that is known only when the model
+ * runs. */
 typedef struct qf_weight_place {
     size_t index;
     size_t axis;    /* of input channels */

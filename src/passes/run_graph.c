@@ -51,11 +51,13 @@ static qf_status check_readers(qf_runner *r, qf_node *node)
     const qf_value *q = node->outputs[0];
     for (size_t i = 0; i < q->use_count; i++) {
         const qf_node *user = q->uses[i].node;
-        bool mover = user->output_count && user->outputs[0] &&
-                     qf_run_quant_of(user->outputs[0]) == node;
+        bool mover =
+            user->output_count && user->outputs[0] && qf_run_quant_of(user->outputs[0]) == node;
         if (!mover && !qf_run_is(user, ""))
-            return qf_run_refuse(r, user, "it reads the integers of '%s', but no AscendDequant "
-                                 "follows it", node->name);
+            return qf_run_refuse(r, user,
+                                 "it reads the integers of '%s', but no AscendDequant "
+                                 "follows it",
+                                 node->name);
     }
     return q->result_count ? qf_run_refuse(r, node, "its integers are an output of the graph")
                            : QF_OK;
@@ -164,10 +166,11 @@ static void warn_of_wraps(const qf_runner *r)
 {
     if (!r->wraps)
         return;
-    qf_diag_add(r->p->plan->diag, QF_WARNING, (qf_where){.file = r->p->path, .item = r->first_wrap},
-                "sums of %zu layer%s can leave the range of int32, this one's for one; the runnable "
-                "model then wraps, and what the NPU does is not known",
-                r->wraps, r->wraps == 1 ? "" : "s");
+    qf_diag_add(
+        r->p->plan->diag, QF_WARNING, (qf_where){.file = r->p->path, .item = r->first_wrap},
+        "sums of %zu layer%s can leave the range of int32, this one's for one; the runnable "
+        "model then wraps, and what the NPU does is not known",
+        r->wraps, r->wraps == 1 ? "" : "s");
 }
 
 qf_status qf_pass_make_runnable(qf_pass *p)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Layers between AscendQuant and AscendDequant. Conv, Gemm and MatMul become functions over
- * ConvInteger and MatMulInteger, whose sums are int32; ConvTranspose, which has no integer operator,
- * is in run_transpose.c. The int32 bias is added to the int32 sum. Sums that leave int32 wrap; what
- * the NPU does then is not known, so there is a warning where a sum can get so far.
+ * ConvInteger and MatMulInteger, whose sums are int32; ConvTranspose, which has no integer
+ * operator, is in run_transpose.c. The int32 bias is added to the int32 sum. Sums that leave int32
+ * wrap; what the NPU does then is not known, so there is a warning where a sum can get so far.
  *
  * AveragePool stays what it is: it works on the integers less their offset as float32, which is how
  * the fake_quant model defines it, the mean of exact sums.
@@ -88,7 +88,8 @@ static void note_range(qf_runner *r, const layer *l, int64_t terms)
     r->first_wrap = r->wraps++ ? r->first_wrap : l->node->name;
 }
 
-/* How many input channels the weight has when it is unpacked: the plan knows, else the input tells. */
+/* How many input channels the weight has when it is unpacked: the plan knows, else the input tells.
+ */
 static qf_weight_place place_of(const layer *l, size_t axis, int64_t x_axis, int64_t group)
 {
     qf_weight_place place = {.index = 1, .axis = axis, .x_axis = x_axis, .group = group};
@@ -183,7 +184,8 @@ static qf_status run_matrix(qf_runner *r, layer *l)
         return qf_run_refuse(r, l->node, "it transposes its input (transA)");
     if (gemm && (qf_node_float(l->node, "alpha", 1) != 1 ||
                  (l->bias && qf_node_float(l->node, "beta", 1) != 1)))
-        return qf_run_refuse(r, l->node, "with alpha or beta other than 1 its sums are no integers");
+        return qf_run_refuse(r, l->node,
+                             "with alpha or beta other than 1 its sums are no integers");
     qf_weight_place place = place_of(l, trans_b ? 1 : 0, -1, 1);
     int64_t dims[QF_MAX_RANK];
     qf_value *weight;
@@ -206,9 +208,11 @@ static qf_status run_matrix(qf_runner *r, layer *l)
 /* The pool, or the Pad before it, reads the integers as floats, so that padding with 0 is right. */
 static qf_status run_pool(qf_runner *r, layer *l)
 {
-    static const qf_function function = {
-        .name = "Integers", .build = build_integers, .inputs = "q zero", .outputs = "y",
-        .attributes = ""};
+    static const qf_function function = {.name = "Integers",
+                                         .build = build_integers,
+                                         .inputs = "q zero",
+                                         .outputs = "y",
+                                         .attributes = ""};
     qf_node *reader = l->node;
     while (reader->inputs[0] != l->quant->outputs[0])
         reader = reader->inputs[0]->producer;
@@ -248,8 +252,8 @@ static qf_node *behind_add(const qf_node *node)
 static qf_status keep_integers(qf_runner *r, qf_node *add, const qf_node *matrix)
 {
     qf_value *bias = add->inputs[add->inputs[0] == matrix->outputs[0]];
-    qf_node *cast = bias && bias->producer && qf_node_is(bias->producer, "Cast") ? bias->producer
-                                                                                 : NULL;
+    qf_node *cast =
+        bias && bias->producer && qf_node_is(bias->producer, "Cast") ? bias->producer : NULL;
     const Onnx__TensorProto *tensor =
         bias ? qf_value_constant(cast && cast->input_count ? cast->inputs[0] : bias) : NULL;
     if (!tensor || tensor->data_type != DATA(INT32))

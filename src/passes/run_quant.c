@@ -6,7 +6,8 @@
  * the offset as a second output, the zero point that layers take them by: what is multiplied is
  * q - offset, and padding is offset, which stands for 0. INT4 activations are int8 from -8 to 7.
  *
- * AscendDequant takes its scales out of the deploy model's own uint64 parameter when the model runs.
+ * AscendDequant takes its scales out of the deploy model's own uint64 parameter when the model
+ * runs.
  */
 #include <math.h>
 #include <string.h>
@@ -17,23 +18,44 @@
 
 /* ---- arithmetic ---- */
 
+/* To the nearest integer, half to even. Before opset 11 there is no Round; adding and subtracting
+ * 1.5 * 2^23 does the same, and where that sum is not exact the value is beyond every clip range.
+ */
+static void add_round(qf_body *b, const char *output, const char *x)
+{
+    if (b->opset >= 11) {
+        qf_body_step(b, "Round", output, x);
+        return;
+    }
+    const char *magic = qf_body_name(b, output, "magic"), *up = qf_body_name(b, output, "up");
+    qf_body_number(b, magic, DATA(FLOAT), 0x1.8p23);
+    qf_body_step(b, "Add", up, qf_body_join(b, x, magic));
+    qf_body_step(b, "Sub", output, qf_body_join(b, up, magic));
+}
+
+/* Clip takes its bounds as inputs from opset 11 on. */
+static void add_clip(qf_body *b, const char *output, const char *x, const char *low,
+                     const char *high)
+{
+    if (b->opset >= 11) {
+        qf_body_step(b, "Clip", output, qf_body_join(b, qf_body_join(b, x, low), high));
+        return;
+    }
+    const char *above = qf_body_name(b, output, "above");
+    qf_body_step(b, "Max", above, qf_body_join(b, x, low));
+    qf_body_step(b, "Min", output, qf_body_join(b, above, high));
+}
+
 void qf_body_quantize(qf_body *b, const char *output, const char *x, const char *scale,
                       const char *offset, const char *low, const char *high)
 {
     const char *scaled = qf_body_name(b, output, "scaled");
     const char *rounded = qf_body_name(b, output, "rounded");
     const char *moved = qf_body_name(b, output, "moved");
-    const char *inputs = qf_arena_printf(b->arena, "%s %s", x, scale);
-    const char *sum = qf_arena_printf(b->arena, "%s %s", rounded, offset);
-    const char *clip = qf_arena_printf(b->arena, "%s %s %s", moved, low, high);
-    if (!inputs || !sum || !clip) {
-        b->failed = true;
-        return;
-    }
-    qf_body_step(b, "Mul", scaled, inputs);
-    qf_body_step(b, "Round", rounded, scaled); /* half to even */
-    qf_body_step(b, "Add", moved, sum);
-    qf_body_step(b, "Clip", output, clip);
+    qf_body_step(b, "Mul", scaled, qf_body_join(b, x, scale));
+    add_round(b, rounded, scaled);
+    qf_body_step(b, "Add", moved, qf_body_join(b, rounded, offset));
+    add_clip(b, output, moved, low, high);
 }
 
 /* The 23 bits of the fraction times tables[0] plus tables[1], at sign and exponent: float64, in
@@ -52,30 +74,15 @@ static void add_scale_tables(qf_body *b)
     qf_body_doubles(b, "one_table", one, ENTRIES);
 }
 
-static void shift(qf_body *b, const char *output, const char *inputs, const char *direction)
-{
-    qf_body_step(b, "BitShift", output, inputs);
-    qf_body_string(b, "direction", direction);
-}
-
 void qf_body_unpack_scales(qf_body *b, const char *output, const char *param)
 {
-    const char *both = qf_arena_printf(b->arena, "%s shift_32", param);
-    const char *rest = qf_arena_printf(b->arena, "%s shift_41", param);
-    if (!both || !rest) {
-        b->failed = true;
-        return;
-    }
     add_scale_tables(b);
-    qf_body_number(b, "shift_23", DATA(UINT64), 23);
-    qf_body_number(b, "shift_32", DATA(UINT64), 32);
-    qf_body_number(b, "shift_41", DATA(UINT64), 41);
-    shift(b, "param_left", both, "LEFT"); /* the upper half goes */
-    shift(b, "bits", "param_left shift_32", "RIGHT");
-    shift(b, "bits_exponent", "bits shift_23", "RIGHT");
-    shift(b, "bits_left", rest, "LEFT"); /* sign and exponent go too */
-    shift(b, "bits_fraction", "bits_left shift_41", "RIGHT");
-    qf_body_cast(b, "exponent", "bits_exponent", DATA(INT64));
+    qf_body_number(b, "n_2_23", DATA(INT64), 0x1p23);
+    qf_body_number(b, "n_2_32", DATA(INT64), 0x1p32);
+    qf_body_cast(b, "param_i64", param, DATA(INT64));
+    qf_body_step(b, "Mod", "bits", "param_i64 n_2_32"); /* not negative, as its divisor */
+    qf_body_step(b, "Div", "exponent", "bits n_2_23");  /* and sign */
+    qf_body_step(b, "Mod", "bits_fraction", "bits n_2_23");
     qf_body_cast(b, "fraction", "bits_fraction", DATA(DOUBLE));
     qf_body_step(b, "Gather", "fraction_unit", "fraction_table exponent");
     qf_body_step(b, "Gather", "one", "one_table exponent");
@@ -89,13 +96,8 @@ void qf_body_unpack_scales(qf_body *b, const char *output, const char *param)
 static void move_to_uint8(qf_body *b, const char *stem, const char *input)
 {
     const char *wide = qf_body_name(b, stem, "i32"), *moved = qf_body_name(b, stem, "moved");
-    const char *sum = qf_arena_printf(b->arena, "%s move_8", wide);
-    if (!sum) {
-        b->failed = true;
-        return;
-    }
     qf_body_cast(b, wide, input, DATA(INT32));
-    qf_body_step(b, "Add", moved, sum);
+    qf_body_step(b, "Add", moved, qf_body_join(b, wide, "move_8"));
     qf_body_cast(b, qf_body_name(b, stem, "u8"), moved, DATA(UINT8));
 }
 
@@ -105,16 +107,10 @@ static void split_to_uint8(qf_body *b, const char *stem, const char *input)
     const char *wide = qf_body_name(b, stem, "i32"), *moved = qf_body_name(b, stem, "moved");
     const char *quotient = qf_body_name(b, stem, "quotient");
     const char *rest = qf_body_name(b, stem, "rest");
-    const char *sum = qf_arena_printf(b->arena, "%s move_16", wide);
-    const char *by = qf_arena_printf(b->arena, "%s byte", moved);
-    if (!sum || !by) {
-        b->failed = true;
-        return;
-    }
     qf_body_cast(b, wide, input, DATA(INT32));
-    qf_body_step(b, "Add", moved, sum);
-    qf_body_step(b, "Div", quotient, by);
-    qf_body_step(b, "Mod", rest, by);
+    qf_body_step(b, "Add", moved, qf_body_join(b, wide, "move_16"));
+    qf_body_step(b, "Div", quotient, qf_body_join(b, moved, "byte"));
+    qf_body_step(b, "Mod", rest, qf_body_join(b, moved, "byte"));
     qf_body_cast(b, qf_body_name(b, stem, "high"), quotient, DATA(UINT8));
     qf_body_cast(b, qf_body_name(b, stem, "low"), rest, DATA(UINT8));
 }
@@ -137,42 +133,35 @@ static void integer_product(qf_body *b, const char *op, const char *output, cons
 }
 
 /* "x w x_zero w_zero" of a product in which `part` of x is multiplied. */
-static char *operands(qf_body *b, const char *output, const char *part)
+static const char *operands(qf_body *b, const char *output, const char *part)
 {
-    return qf_arena_printf(b->arena, "%s_x_%s %s_w_u8 %s_z_%s %s_w_zero", output, part, output,
-                           output, part, output);
+    const char *x = qf_body_name(b, qf_body_name(b, output, "x"), part);
+    const char *zero = qf_body_name(b, qf_body_name(b, output, "z"), part);
+    const char *w = qf_body_name(b, output, "w_u8"), *w_zero = qf_body_name(b, output, "w_zero");
+    return qf_body_join(b, qf_body_join(b, x, w), qf_body_join(b, zero, w_zero));
 }
 
 void qf_body_multiply(qf_body *b, const char *output, const char *op, const char *q,
                       const char *zero, const char *w, bool wide)
 {
-    qf_body_number(b, qf_body_name(b, output, "w_zero"), DATA(UINT8), 128);
-    const char *w_stem = qf_body_name(b, output, "w"), *x_stem = qf_body_name(b, output, "x");
-    const char *z_stem = qf_body_name(b, output, "z");
+    const char *x_stem = qf_body_name(b, output, "x"), *z_stem = qf_body_name(b, output, "z");
     const char *high = qf_body_name(b, output, "high"), *low = qf_body_name(b, output, "low");
     const char *shifted = qf_body_name(b, output, "shifted");
-    char *inputs[] = {operands(b, output, "u8"), operands(b, output, "high"),
-                      operands(b, output, "low")};
-    const char *scaled = qf_arena_printf(b->arena, "%s byte", high);
-    const char *sum = qf_arena_printf(b->arena, "%s %s", shifted, low);
-    if (!inputs[0] || !inputs[1] || !inputs[2] || !scaled || !sum) {
-        b->failed = true;
-        return;
-    }
-    move_to_uint8(b, w_stem, w);
+    qf_body_number(b, qf_body_name(b, output, "w_zero"), DATA(UINT8), 128);
+    move_to_uint8(b, qf_body_name(b, output, "w"), w);
     if (!wide) {
         move_to_uint8(b, x_stem, q);
         move_to_uint8(b, z_stem, zero);
-        integer_product(b, op, output, inputs[0]);
+        integer_product(b, op, output, operands(b, output, "u8"));
         return;
     }
     /* x - zero = 256 * (x_high - z_high) + (x_low - z_low) */
     split_to_uint8(b, x_stem, q);
     split_to_uint8(b, z_stem, zero);
-    integer_product(b, op, high, inputs[1]);
-    integer_product(b, op, low, inputs[2]);
-    qf_body_step(b, "Mul", shifted, scaled);
-    qf_body_step(b, "Add", output, sum);
+    integer_product(b, op, high, operands(b, output, "high"));
+    integer_product(b, op, low, operands(b, output, "low"));
+    qf_body_step(b, "Mul", shifted, qf_body_join(b, high, "byte"));
+    qf_body_step(b, "Add", output, qf_body_join(b, shifted, low));
 }
 
 void qf_body_integers(qf_body *b)
@@ -240,15 +229,9 @@ static int read_quant(const qf_node *node, const char **why)
 
 qf_status qf_run_quant(qf_runner *r, qf_node *quant)
 {
-    static const qf_function function = {"AscendQuant",
-                                         build_quant,
-                                         "x",
-                                         "q zero",
-                                         "scale offset dst_type low high to",
-                                         false,
-                                         false,
-                                         0,
-                                         0};
+    static const qf_function function = {
+        "AscendQuant", build_quant, "x", "q zero", "scale offset dst_type low high to",
+        false,         false,       0,   0};
     qf_ir *ir = r->p->ir;
     const char *why;
     int bits = read_quant(quant, &why);
@@ -258,7 +241,8 @@ qf_status qf_run_quant(qf_runner *r, qf_node *quant)
     const char *zero = qf_pass_name(r->p, quant->name, "zero");
     quant->outputs[0]->retyped = true;
     quant->output_count = 1;
-    if (!zero || !qf_node_add_output(ir, quant, zero) || !qf_node_set_float(ir, quant, "low", low) ||
+    if (!zero || !qf_node_add_output(ir, quant, zero) ||
+        !qf_node_set_float(ir, quant, "low", low) ||
         !qf_node_set_float(ir, quant, "high", -low - 1) ||
         !qf_node_set_int(ir, quant, "to", bits == 16 ? DATA(INT16) : DATA(INT8)) ||
         !qf_run_call(r, quant, &function))
@@ -280,9 +264,15 @@ static void build_anti_quant(qf_body *b, const qf_function *f)
 
 qf_status qf_run_anti_quant(qf_runner *r, qf_node *node)
 {
-    static const qf_function function = {
-        "AscendAntiQuant", build_anti_quant, "q zero", "y", "scale offset dst_type",
-        false,             false,            0,        0};
+    static const qf_function function = {"AscendAntiQuant",
+                                         build_anti_quant,
+                                         "q zero",
+                                         "y",
+                                         "scale offset dst_type",
+                                         false,
+                                         false,
+                                         0,
+                                         0};
     const char *why;
     read_quant(node, &why);
     qf_node *quant = why ? NULL : qf_run_quant_of(node->inputs[0]);

@@ -37,6 +37,8 @@ static const rnn_form forms[] = {
 
 /* ---- bodies ---- */
 
+static const char *const indices[] = {"index_0", "index_1", "index_2", "index_3"};
+
 /* Float `x` as integers <stem>_q and <stem>_zero. */
 static void quantize(qf_body *b, const char *stem, const char *x, const char *factor,
                      const char *offset, bool wide)
@@ -52,51 +54,30 @@ static void quantize(qf_body *b, const char *stem, const char *x, const char *fa
 static void halve(qf_body *b, const char *first, const char *second, const char *value)
 {
     const char *rows = qf_body_name(b, value, "rows");
-    const char *reshape = qf_arena_printf(b->arena, "%s halves", value);
-    const char *upper = qf_arena_printf(b->arena, "%s index_0", rows);
-    const char *lower = qf_arena_printf(b->arena, "%s index_1", rows);
-    if (!reshape || !upper || !lower) {
-        b->failed = true;
-        return;
-    }
-    qf_body_step(b, "Reshape", rows, reshape);
-    qf_body_step(b, "Gather", first, upper);
-    qf_body_step(b, "Gather", second, lower);
+    qf_body_step(b, "Reshape", rows, qf_body_join(b, value, "halves"));
+    qf_body_step(b, "Gather", first, qf_body_join(b, rows, "index_0"));
+    qf_body_step(b, "Gather", second, qf_body_join(b, rows, "index_1"));
 }
 
 /* A scale a gate, or a channel, as a scale a channel. */
 static void spread(qf_body *b, const char *output, const char *scales)
 {
     const char *column = qf_body_name(b, scales, "column"), *wide = qf_body_name(b, scales, "wide");
-    const char *reshape = qf_arena_printf(b->arena, "%s column_dims", scales);
-    const char *expand = qf_arena_printf(b->arena, "%s scale_dims", column);
-    const char *flat = qf_arena_printf(b->arena, "%s flat_dims", wide);
-    if (!reshape || !expand || !flat) {
-        b->failed = true;
-        return;
-    }
-    qf_body_step(b, "Reshape", column, reshape);
-    qf_body_step(b, "Expand", wide, expand);
-    qf_body_step(b, "Reshape", output, flat);
+    qf_body_step(b, "Reshape", column, qf_body_join(b, scales, "column_dims"));
+    qf_body_step(b, "Expand", wide, qf_body_join(b, column, "scale_dims"));
+    qf_body_step(b, "Reshape", output, qf_body_join(b, wide, "flat_dims"));
 }
 
-/* Output number `which` of a gate in [batch, gates, hidden]. */
+/* Number `which` of the gates in [batch, gates, hidden]. */
 static void gate(qf_body *b, const char *output, const char *gates, int which)
 {
-    const char *inputs = qf_arena_printf(b->arena, "%s index_%d", gates, which);
-    if (!inputs) {
-        b->failed = true;
-        return;
-    }
-    qf_body_step(b, "Gather", output, inputs);
+    qf_body_step(b, "Gather", output, qf_body_join(b, gates, indices[which]));
     qf_body_int(b, "axis", 1);
 }
 
 static void add_gates(qf_body *b, const char *output, const char *flat)
 {
-    const char *inputs = qf_arena_printf(b->arena, "%s gate_dims", flat);
-    b->failed |= !inputs;
-    qf_body_step(b, "Reshape", output, inputs ? inputs : "");
+    qf_body_step(b, "Reshape", output, qf_body_join(b, flat, "gate_dims"));
 }
 
 static void lstm_step(qf_body *b)
@@ -175,8 +156,9 @@ static bool add_infos(qf_arena *arena, Onnx__ValueInfoProto ***list, size_t *cou
 }
 
 /* One step, as the body of Scan; what does not change comes from around it. */
-static Onnx__GraphProto *make_step(qf_arena *arena, bool lstm, const qf_function *f)
+static Onnx__GraphProto *make_step(const qf_body *around, bool lstm, const qf_function *f)
 {
+    qf_arena *arena = around->arena;
     static const char *const lstm_in[] = {"step_h", "step_c", "step_x", NULL};
     static const char *const lstm_out[] = {"next_h", "next_c", "step_y", NULL};
     static const char *const gru_in[] = {"step_h", "step_x", NULL};
@@ -186,6 +168,7 @@ static Onnx__GraphProto *make_step(qf_arena *arena, bool lstm, const qf_function
     if (!graph || !b)
         return NULL;
     b->arena = arena;
+    b->opset = around->opset;
     quantize(b, "step_h", "step_h", "factor_h", "offset_h", f->wide);
     qf_body_multiply(b, "step_product", "MatMulInteger", "step_h_q", "step_h_zero", "r_matrix",
                      f->wide);
@@ -199,9 +182,8 @@ static Onnx__GraphProto *make_step(qf_arena *arena, bool lstm, const qf_function
     graph->name = qf_borrow("step");
     graph->node = b->nodes;
     graph->n_node = b->count;
-    bool named =
-        add_infos(arena, &graph->input, &graph->n_input, lstm ? lstm_in : gru_in) &&
-        add_infos(arena, &graph->output, &graph->n_output, lstm ? lstm_out : gru_out);
+    bool named = add_infos(arena, &graph->input, &graph->n_input, lstm ? lstm_in : gru_in) &&
+                 add_infos(arena, &graph->output, &graph->n_output, lstm ? lstm_out : gru_out);
     return named && !b->failed ? graph : NULL;
 }
 
@@ -210,9 +192,7 @@ static void add_numbers(qf_body *b, bool wide)
     static const int64_t flat[] = {-1}, halves[] = {2, -1}, column[] = {-1, 1};
     double high = wide ? INT16_MAX : INT8_MAX;
     for (int i = 0; i < 4; i++) {
-        const char *name = qf_arena_printf(b->arena, "index_%d", i);
-        b->failed |= !name;
-        qf_body_number(b, name ? name : "", DATA(INT64), i);
+        qf_body_number(b, indices[i], DATA(INT64), i);
     }
     qf_body_int64s(b, "flat_dims", flat, 1);
     qf_body_int64s(b, "halves", halves, 2);
@@ -235,9 +215,7 @@ static void add_numbers(qf_body *b, bool wide)
 static void turn(qf_body *b, const char *output, const char *weight)
 {
     const char *matrix = qf_body_name(b, weight, "flat");
-    const char *inputs = qf_arena_printf(b->arena, "%s index_0", weight);
-    b->failed |= !inputs;
-    qf_body_step(b, "Gather", matrix, inputs ? inputs : "");
+    qf_body_step(b, "Gather", matrix, qf_body_join(b, weight, "index_0"));
     qf_body_step(b, "Transpose", output, matrix);
 }
 
@@ -245,9 +223,7 @@ static void turn(qf_body *b, const char *output, const char *weight)
 static void read_state(qf_body *b, const char *output, const char *state)
 {
     const char *flat = qf_body_name(b, state, "flat");
-    const char *inputs = qf_arena_printf(b->arena, "%s index_0", state);
-    b->failed |= !inputs;
-    qf_body_step(b, "Gather", flat, inputs ? inputs : "");
+    qf_body_step(b, "Gather", flat, qf_body_join(b, state, "index_0"));
     qf_body_cast(b, output, flat, DATA(FLOAT));
 }
 
@@ -263,9 +239,7 @@ static void round_state(qf_body *b, bool wide)
 static void write_output(qf_body *b, const char *output, const char *value, const char *dims)
 {
     const char *shaped = qf_body_name(b, output, "shaped");
-    const char *inputs = qf_arena_printf(b->arena, "%s %s", value, dims);
-    b->failed |= !inputs;
-    qf_body_step(b, "Reshape", shaped, inputs ? inputs : "");
+    qf_body_step(b, "Reshape", shaped, qf_body_join(b, value, dims));
     qf_body_step(b, "Cast", output, shaped);
     qf_body_ref(b, "to", "to", ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__INT);
 }
@@ -296,7 +270,7 @@ static void build(qf_body *b, const qf_function *f)
         read_state(b, "first_c", "c");
     else
         round_state(b, f->wide);
-    Onnx__GraphProto *step = make_step(b->arena, lstm, f);
+    Onnx__GraphProto *step = make_step(b, lstm, f);
     b->failed |= !step;
     qf_body_step(b, "Scan", lstm ? "last_h last_c all_h" : "last_h all_h",
                  lstm ? "first_h first_c gx" : "first_h gx");
@@ -352,7 +326,8 @@ static const char *find_obstacle(const qf_node *node, const rnn_form *form)
         return "it has input_forget, or no linear_before_reset";
     if (qf_node_int(node, "quant_sqrt_mode_x", 0) || qf_node_int(node, "quant_sqrt_mode_h", 0))
         return "it has a quant_sqrt_mode";
-    if (!(qf_node_float(node, "quant_scale_x", 0) > 0 && qf_node_float(node, "quant_scale_h", 0) > 0))
+    if (!(qf_node_float(node, "quant_scale_x", 0) > 0 &&
+          qf_node_float(node, "quant_scale_h", 0) > 0))
         return "a quant_scale is no positive number";
     return NULL;
 }
@@ -436,8 +411,8 @@ static qf_status become_call(qf_runner *r, qf_node *node, const rnn_form *form,
 static void drop_attributes(qf_node *node)
 {
     static const char *const names[] = {
-        "activation_alpha", "activation_beta",     "activations",       "clip",
-        "direction",        "input_forget",        "linear_before_reset", "quant_sqrt_mode_x",
+        "activation_alpha", "activation_beta", "activations",         "clip",
+        "direction",        "input_forget",    "linear_before_reset", "quant_sqrt_mode_x",
         "quant_sqrt_mode_h"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         qf_node_remove_attribute(node, names[i]);
@@ -460,6 +435,5 @@ qf_status qf_run_rnn(qf_runner *r, qf_node *node)
     if (!set_shapes(r, node, form, hidden, scales))
         return qf_fail_memory(r->p->err);
     drop_attributes(node);
-    return become_call(r, node, form, weights,
-                       qf_node_int(node, "quant_dtype", 0) == ASCEND_INT16);
+    return become_call(r, node, form, weights, qf_node_int(node, "quant_dtype", 0) == ASCEND_INT16);
 }

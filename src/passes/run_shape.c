@@ -11,8 +11,8 @@ enum { VISITS = 400 }; /* what lies further away is not known */
 
 static const Onnx__TypeProto__Tensor *tensor_type(const qf_value *value)
 {
-    const Onnx__ValueInfoProto *info = value->input      ? value->input
-                                       : value->info     ? value->info
+    const Onnx__ValueInfoProto *info = value->input          ? value->input
+                                       : value->info         ? value->info
                                        : value->result_count ? value->results[0]
                                                              : NULL;
     return info && info->type ? info->type->tensor_type : NULL;
@@ -72,11 +72,28 @@ static int64_t layer_extent(const qf_node *layer, int64_t axis)
 
 static int64_t find_extent(const qf_value *value, int64_t axis, int *visits)
 {
-    static const char *const keepers[] = {
-        "Identity", "Relu",    "LeakyRelu",   "PRelu",       "Clip",      "Sigmoid",
-        "Tanh",     "Elu",     "HardSigmoid", "HardSwish",   "Softplus",  "Dropout",
-        "Cast",     "Softmax", "AscendQuant", "AscendAntiQuant", "AscendDequant", "Gelu",
-        "Erf",      "BatchNormalization", "LayerNormalization", NULL};
+    static const char *const keepers[] = {"Identity",
+                                          "Relu",
+                                          "LeakyRelu",
+                                          "PRelu",
+                                          "Clip",
+                                          "Sigmoid",
+                                          "Tanh",
+                                          "Elu",
+                                          "HardSigmoid",
+                                          "HardSwish",
+                                          "Softplus",
+                                          "Dropout",
+                                          "Cast",
+                                          "Softmax",
+                                          "AscendQuant",
+                                          "AscendAntiQuant",
+                                          "AscendDequant",
+                                          "Gelu",
+                                          "Erf",
+                                          "BatchNormalization",
+                                          "LayerNormalization",
+                                          NULL};
     static const char *const pools[] = {"MaxPool", "AveragePool", "GlobalAveragePool", NULL};
     static const char *const pairs[] = {"Add", "Sub", "Mul", "Div", NULL};
     int64_t extent = written_extent(value, axis);
@@ -144,7 +161,7 @@ int32_t qf_run_float_type(const qf_runner *r, const qf_value *value)
 
 qf_node *qf_run_quant_of(const qf_value *value)
 {
-    static const char *const movers[] = {"Identity", "Reshape", "Transpose", "Flatten",
+    static const char *const movers[] = {"Identity", "Reshape",   "Transpose", "Flatten",
                                          "Squeeze",  "Unsqueeze", NULL};
     for (int visits = VISITS; value && value->producer && visits; visits--) {
         qf_node *node = value->producer;

@@ -38,8 +38,7 @@ static const split splits[] = {{false, 1, 1, 1, 1, 255, 128},  {false, 1, 2, 1, 
 static const split *find_split(bool wide, int64_t terms)
 {
     for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
-        if (splits[i].wide == wide &&
-            terms <= (1 << 24) / (splits[i].most_x * splits[i].most_w))
+        if (splits[i].wide == wide && terms <= (1 << 24) / (splits[i].most_x * splits[i].most_w))
             return &splits[i];
     }
     return NULL;
@@ -53,13 +52,6 @@ static const split *split_of(const qf_function *f)
             return &splits[i];
     }
     return NULL;
-}
-
-static const char *join(qf_body *b, const char *first, const char *second)
-{
-    const char *text = qf_arena_printf(b->arena, "%s %s", first, second);
-    b->failed |= !text;
-    return text ? text : "";
 }
 
 static const char *numbered(qf_body *b, const char *stem, int number)
@@ -80,10 +72,10 @@ static void add_digits(qf_body *b, const char *stem, const char *value, int coun
         const char *digit = numbered(b, stem, i), *rest = qf_body_name(b, digit, "rest");
         const char *scaled = qf_body_name(b, digit, "scaled");
         const char *whole = qf_body_name(b, digit, "whole");
-        qf_body_step(b, "Mul", scaled, join(b, value, qf_body_name(b, stem, "part")));
+        qf_body_step(b, "Mul", scaled, qf_body_join(b, value, qf_body_name(b, stem, "part")));
         qf_body_step(b, "Floor", rest, scaled);
-        qf_body_step(b, "Mul", whole, join(b, rest, qf_body_name(b, stem, "base")));
-        qf_body_step(b, "Sub", digit, join(b, value, whole));
+        qf_body_step(b, "Mul", whole, qf_body_join(b, rest, qf_body_name(b, stem, "base")));
+        qf_body_step(b, "Sub", digit, qf_body_join(b, value, whole));
         value = rest;
     }
     qf_body_step(b, "Identity", numbered(b, stem, count - 1), value);
@@ -102,12 +94,12 @@ static void add_product(qf_body *b, const char *output, const char *x, const cha
                       {"pads", ATTRIBUTE(INTS)},           {"strides", ATTRIBUTE(INTS)}};
     const char *sum = qf_body_name(b, output, "sum"), *integer = qf_body_name(b, output, "i64");
     const char *factor = qf_body_name(b, output, "factor");
-    qf_body_step(b, "ConvTranspose", sum, join(b, x, w));
+    qf_body_step(b, "ConvTranspose", sum, qf_body_join(b, x, w));
     for (size_t i = 0; i < sizeof attributes / sizeof *attributes; i++)
         qf_body_ref(b, attributes[i].name, attributes[i].name, attributes[i].type);
     qf_body_cast(b, integer, sum, DATA(INT64));
     qf_body_number(b, factor, DATA(INT64), (double)weight);
-    qf_body_step(b, "Mul", output, join(b, integer, factor));
+    qf_body_step(b, "Mul", output, qf_body_join(b, integer, factor));
 }
 
 static void build(qf_body *b, const qf_function *f)
@@ -128,7 +120,7 @@ static void build(qf_body *b, const qf_function *f)
             add_product(b, product, numbered(b, "x", i), numbered(b, "w", j), weight);
             const char *sum = qf_body_name(b, product, "total");
             if (total)
-                qf_body_step(b, "Add", sum, join(b, total, product));
+                qf_body_step(b, "Add", sum, qf_body_join(b, total, product));
             total = total ? sum : product;
         }
     }
@@ -136,7 +128,7 @@ static void build(qf_body *b, const qf_function *f)
         qf_body_cast(b, "bias_i64", "bias", DATA(INT64));
         qf_body_tensor(b, "bias_dims", "bias_shape");
         qf_body_step(b, "Reshape", "bias_shaped", "bias_i64 bias_dims");
-        qf_body_step(b, "Add", "with_bias", join(b, total, "bias_shaped"));
+        qf_body_step(b, "Add", "with_bias", qf_body_join(b, total, "bias_shaped"));
         total = "with_bias";
     }
     qf_body_cast(b, "y", total, DATA(INT32));

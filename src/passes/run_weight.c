@@ -4,10 +4,10 @@
  * unpacked by a node behind it.
  *
  * Two forms of INT4 are in use (facts 4.3): an int8 tensor with half as many input channels, each
- * byte a pair of them; and a native INT4 tensor, two neighbours in a byte, which operators read only
- * from opset 21 on: here its bytes become a uint8 vector. That an int8 tensor is of the first form
- * is written nowhere in a deploy model. It follows from the number of channels of the layer's input,
- * from the graph where it tells that, else when the model runs.
+ * byte a pair of them; and a native INT4 tensor, two neighbours in a byte, which operators read
+ * only from opset 21 on: here its bytes become a uint8 vector. That an int8 tensor is of the first
+ * form is written nowhere in a deploy model. It follows from the number of channels of the layer's
+ * input, from the graph where it tells that, else when the model runs.
  */
 #include <string.h>
 
@@ -87,15 +87,9 @@ static qf_node *place_behind(const qf_value *stored)
 static qf_value *add_unpack(qf_runner *r, qf_value *stored, const int64_t *pair, size_t pair_rank,
                             size_t pair_axis, const int64_t *dims, size_t rank)
 {
-    static const qf_function function = {"UnpackInt4",
-                                         build_unpack,
-                                         "w",
-                                         "y",
-                                         "pair_shape pair_axis shape count",
-                                         false,
-                                         false,
-                                         0,
-                                         0};
+    static const qf_function function = {
+        "UnpackInt4", build_unpack, "w", "y", "pair_shape pair_axis shape count",
+        false,        false,        0,   0};
     const int64_t count[] = {(int64_t)product(dims, rank)};
     qf_node *node = qf_run_add_node(r, stored->graph, stored->name, "unpack", place_behind(stored));
     if (!node || !qf_node_add_input(r->p->ir, node, stored) ||

@@ -58,7 +58,7 @@ static qf_status open_prepared(const qf_plan *plan, qf_linked *out, qf_error *er
 
 static qf_status plan_on_graph(qf_plan *plan, const qf_config *config, qf_ir *ir, qf_error *err)
 {
-    qf_status status = qf_plan_layers(plan, ir, err);
+    qf_status status = plan->from_deploy ? QF_OK : qf_plan_layers(plan, ir, err);
     if (status == QF_OK && config)
         status = qf_plan_consistency(plan, config, ir, err);
     return status;
@@ -96,8 +96,9 @@ static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
 {
     const qf_export_options *o = &plan->options;
     bool renamed = io && (io->input_name_count || io->output_name_count || io->dynamic_axis_count);
-    return o->emit != QF_EMIT_RUNNABLE && !plan->layer_count && !plan->float_layer_count && !renamed && !plan->had_markers &&
-           plan->model->file_count == 1 && o->external != QF_EXTERNAL_ALWAYS &&
+    return o->emit != QF_EMIT_RUNNABLE && !plan->layer_count && !plan->float_layer_count &&
+           !renamed && !plan->had_markers && plan->model->file_count == 1 &&
+           o->external != QF_EXTERNAL_ALWAYS &&
            (o->external == QF_EXTERNAL_NEVER || plan->model->files[0].size < o->external_threshold);
 }
 
@@ -290,13 +291,12 @@ static qf_status empty_record(qf_plan *plan, qf_error *err)
 }
 
 /* A deploy model is made runnable as it is: its layers are quantized already. */
-static qf_status check_deploy(qf_plan *plan, bool *deploy, qf_error *err)
+static qf_status check_deploy(qf_plan *plan, qf_error *err)
 {
-    *deploy = false;
     if (plan->options.emit != QF_EMIT_RUNNABLE)
         return QF_OK;
-    qf_status status = has_node(plan->model, qf_is_deploy_node, deploy, err);
-    if (status != QF_OK || !*deploy)
+    qf_status status = has_node(plan->model, qf_is_deploy_node, &plan->from_deploy, err);
+    if (status != QF_OK || !plan->from_deploy)
         return status;
     if (plan->record || plan->scheme.on)
         return qf_fail_at(err, QF_ERR_USAGE, (qf_where){.file = plan->model->files[0].path},
@@ -309,9 +309,8 @@ static qf_status check_deploy(qf_plan *plan, bool *deploy, qf_error *err)
 /* Without a record, the model's own. */
 static qf_status own_record(qf_plan *plan, qf_error *err)
 {
-    bool deploy;
-    qf_status checked = check_deploy(plan, &deploy, err);
-    if (checked != QF_OK || deploy)
+    qf_status checked = check_deploy(plan, err);
+    if (checked != QF_OK || plan->from_deploy)
         return checked;
     if (plan->record)
         return QF_OK;

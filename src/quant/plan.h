@@ -108,6 +108,7 @@ struct qf_plan {
     unsigned char *skeleton; /* the prepared graph, source of both targets */
     size_t skeleton_length;
     bool had_markers;         /* QuantIdentity nodes were removed */
+    bool from_deploy;         /* the model is a deploy model, to be made runnable */
     qf_strmap node_flags;     /* node name -> QF_NODE_* */
     qf_strmap record_of_node; /* node name -> const size_t *, index of its record */
     qf_scheme scheme;
