@@ -262,22 +262,6 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
     return check_sharing(o, err);
 }
 
-/* Whether the model has a node of which `is` says so. */
-static qf_status has_node(const qf_model *model, bool (*is)(const qf_node *), bool *out,
-                          qf_error *err)
-{
-    qf_linked linked;
-    *out = false;
-    qf_status status =
-        qf_linked_open(model->skeleton, model->skeleton_length, model->files[0].path, &linked, err);
-    if (status != QF_OK)
-        return status;
-    for (size_t i = 0; i < linked.ir.node_count; i++)
-        *out |= linked.ir.by_id[i] && is(linked.ir.by_id[i]);
-    qf_linked_close(&linked);
-    return QF_OK;
-}
-
 /* Weights can be quantized without any record. */
 static qf_status empty_record(qf_plan *plan, qf_error *err)
 {
@@ -293,9 +277,8 @@ static qf_status empty_record(qf_plan *plan, qf_error *err)
 /* A deploy model is made runnable as it is: its layers are quantized already. */
 static qf_status check_deploy(qf_plan *plan, qf_error *err)
 {
-    if (plan->options.emit != QF_EMIT_RUNNABLE)
-        return QF_OK;
-    qf_status status = has_node(plan->model, qf_is_deploy_node, &plan->from_deploy, err);
+    qf_status status =
+        plan->options.emit == QF_EMIT_RUNNABLE ? qf_plan_find_deploy(plan, err) : QF_OK;
     if (status != QF_OK || !plan->from_deploy)
         return status;
     if (plan->record || plan->scheme.on)
@@ -318,7 +301,7 @@ static qf_status own_record(qf_plan *plan, qf_error *err)
         return qf_fail(err, QF_ERR_USAGE, "--weight-only record needs a record");
     bool quantized = plan->options.source != QF_SOURCE_FLOAT;
     qf_status searched = plan->scheme.on && plan->options.source == QF_SOURCE_AUTO
-                             ? has_node(plan->model, qf_is_quantize, &quantized, err)
+                             ? qf_model_has_node(plan->model, qf_is_quantize, &quantized, err)
                              : QF_OK;
     if (searched != QF_OK)
         return searched;

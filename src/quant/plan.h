@@ -159,6 +159,13 @@ qf_status qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_i
 /* Whether the scheme takes an entry for a layer of which the weight alone is quantized. */
 bool qf_plan_is_weight_only(const qf_plan *plan, const AMCTPytorchProto__SingleLayerRecord *v);
 
+/* Whether the model has a node of which `is` says so. */
+qf_status qf_model_has_node(const qf_model *model, bool (*is)(const qf_node *), bool *out,
+                            qf_error *err);
+/* Sets plan->from_deploy, for a model that is to be made runnable. One of which weights alone are
+ * quantized has standard operators only, and so has one that is all float. */
+qf_status qf_plan_find_deploy(qf_plan *plan, qf_error *err);
+
 /* A finding about a record entry; `item` is the layer. */
 void qf_plan_report(qf_plan *plan, qf_severity severity, size_t record, const char *item,
                     const char *format, ...) QF_PRINTF(5, 6);

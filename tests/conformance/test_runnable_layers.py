@@ -39,8 +39,7 @@ def convolve(x, w, strides, dilations, pads, group):
     x = np.pad(x, widths)
     kernel = w.shape[2:]
     sizes = [
-        (x.shape[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1
-        for i in range(rank)
+        (x.shape[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(rank)
     ]
     y = np.zeros([x.shape[0], w.shape[0], *sizes], np.int64)
     inputs, outputs = w.shape[1], w.shape[0] // group
@@ -330,7 +329,9 @@ def test_average_pool(quantfold, tmp_path, offset, padded):
     x = net.integers()
     if padded:
         net.between = [
-            helper.make_node("Constant", [], ["w_"], value=numpy_helper.from_array(np.array([0, 0, 1, 1] * 2))),
+            helper.make_node(
+                "Constant", [], ["w_"], value=numpy_helper.from_array(np.array([0, 0, 1, 1] * 2))
+            ),
             helper.make_node("Pad", ["q", "w_"], ["padded"], "l_pad"),
         ]
         x = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
@@ -413,7 +414,9 @@ RNN_WEIGHTS = [("int8", False), ("int8", True), ("packed", True), ("native", Tru
 
 
 @pytest.mark.parametrize("form, channels", RNN_WEIGHTS)
-@pytest.mark.parametrize("kind, offsets", [("INT8", (0, 0)), ("INT8", (-60, 17)), ("INT16", (9, -300))])
+@pytest.mark.parametrize(
+    "kind, offsets", [("INT8", (0, 0)), ("INT8", (-60, 17)), ("INT16", (9, -300))]
+)
 @pytest.mark.parametrize("lstm", [True, False])
 def test_rnn(quantfold, tmp_path, lstm, kind, offsets, form, channels):
     gates, size, hidden, batch, steps = 4 if lstm else 3, 6, 8, 3, 7

@@ -101,9 +101,7 @@ def test_shipped_dataset(quantfold, repo, tmp_path, capsys):
     export = export_text(quantfold, tmp_path, data / "model.onnx", text, config=config)
     name = onnx.load(data / "model.onnx").graph.input[0].name
     feed, record = {name: images}, ["--record", data / "record.txt"]
-    path = both_ways(
-        quantfold, tmp_path, export.out / DEPLOY, data / "model.onnx", feed, *record
-    )
+    path = both_ways(quantfold, tmp_path, export.out / DEPLOY, data / "model.onnx", feed, *record)
     judge("digits", export.out / FAKE, path, [feed], capsys)
     (scores,) = run_model(path, [images])
     right = float(np.mean(np.argmax(scores, 1) == labels))
@@ -112,9 +110,7 @@ def test_shipped_dataset(quantfold, repo, tmp_path, capsys):
     assert right > 0.98
 
 
-@pytest.mark.parametrize(
-    "name, way", [(n, w) for n in QDQ_MODELS for w in LARGE.get(n, WAYS)]
-)
+@pytest.mark.parametrize("name, way", [(n, w) for n in QDQ_MODELS for w in LARGE.get(n, WAYS)])
 def test_quantize_static(quantfold, repo, tmp_path, capsys, name, way):
     """QDQ models, whose free pairs are AscendQuant and AscendAntiQuant."""
     source, feeds = QDQ_MODELS[name](repo)

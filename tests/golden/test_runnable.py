@@ -103,9 +103,10 @@ def step_model(fake: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.NodeProto]:
         [helper.make_empty_tensor_value_info(o) for o in rnn.output],
         list(fake.graph.initializer),
     )
-    return helper.make_model(
-        graph, opset_imports=list(fake.opset_import), ir_version=fake.ir_version
-    ), rnn
+    return (
+        helper.make_model(graph, opset_imports=list(fake.opset_import), ir_version=fake.ir_version),
+        rnn,
+    )
 
 
 def around(fake: onnx.ModelProto, rnn: onnx.NodeProto, folder: Path, feed: dict):
@@ -135,7 +136,9 @@ def around(fake: onnx.ModelProto, rnn: onnx.NodeProto, folder: Path, feed: dict)
             rest.graph.output.remove(o)
         onnx.save(rest, folder / "after.onnx")
         wanted = {i.name for i in rest.graph.input}
-        got = run_model(folder / "after.onnx", {k: v for k, v in (feed | passed).items() if k in wanted})
+        got = run_model(
+            folder / "after.onnx", {k: v for k, v in (feed | passed).items() if k in wanted}
+        )
         found = dict(zip([o.name for o in rest.graph.output], got)) | passed
         assert results <= found.keys()
         return [found[o.name] for o in fake.graph.output]
