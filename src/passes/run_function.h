@@ -128,7 +128,7 @@ qf_status qf_run_read_weight(qf_runner *r, qf_node *node, const qf_weight_place 
 int64_t qf_run_extent(const qf_value *value, int64_t axis);
 int32_t qf_run_float_type(const qf_runner *r, const qf_value *value);
 /* The AscendQuant whose integers these are, behind operators that only move them. */
-qf_node *qf_run_quant_of(const qf_value *value);
+qf_node *qf_run_quant_of(qf_value *value);
 bool qf_run_is_wide(const qf_node *quant);
 
 #endif

@@ -143,14 +143,16 @@ static bool add_functions(qf_runner *r)
 static qf_status check_model(const qf_runner *r)
 {
     const qf_ir *ir = r->p->ir;
-    const qf_node *first = NULL;
-    for (size_t g = 0; !first && g < ir->graph_count; g++) {
-        for (const qf_node *n = ir->graphs[g]->first; !first && n; n = n->next)
-            first = qf_is_deploy_node(n) ? n : NULL;
+    const qf_node *first = NULL, *ours = NULL;
+    for (size_t g = 0; g < ir->graph_count; g++) {
+        for (const qf_node *n = ir->graphs[g]->first; n; n = n->next) {
+            first = !first && qf_is_deploy_node(n) ? n : first;
+            ours = qf_run_is(n, "") ? n : ours;
+        }
     }
     if (!first)
         return QF_OK;
-    if (imports_domain(ir->model))
+    if (ours || imports_domain(ir->model))
         return qf_run_refuse(r, first, "the model has operators of the domain %s already",
                              QF_NPU_DOMAIN);
     if (qf_ir_opset(ir) < QF_RUN_OPSET)

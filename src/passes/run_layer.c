@@ -242,7 +242,7 @@ static qf_node *behind_add(const qf_node *node)
         return NULL;
     for (size_t i = 0; i < 2; i++) {
         qf_node *producer = node->inputs[i] ? node->inputs[i]->producer : NULL;
-        if (producer && qf_node_is(producer, "MatMul"))
+        if (producer && qf_node_is(producer, "MatMul") && producer->outputs[0] == node->inputs[i])
             return producer;
     }
     return NULL;
@@ -288,7 +288,8 @@ qf_status qf_run_layer(qf_runner *r, qf_node *dequant)
         return qf_run_refuse(r, dequant, "it is behind no layer, or has no parameter or output");
     qf_node *last = dequant->inputs[0]->producer, *matrix = behind_add(last);
     layer l = {.node = matrix ? matrix : last, .dequant = dequant, .plan = dequant->tag};
-    if (!l.node->input_count || !l.node->inputs[0] || dequant->inputs[0]->result_count)
+    if (!l.node->input_count || !l.node->inputs[0] || last->outputs[0] != dequant->inputs[0] ||
+        dequant->inputs[0]->result_count)
         return qf_run_refuse(r, l.node, "it has no input, or its sum is an output of the graph");
     l.quant = qf_node_is(l.node, "AveragePool") ? quant_of_pool(l.node)
                                                 : qf_run_quant_of(l.node->inputs[0]);

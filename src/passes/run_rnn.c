@@ -312,6 +312,8 @@ static const char *find_obstacle(const qf_node *node, const rnn_form *form)
     if (!input_at(node, 0) || !input_at(node, form->h) || !input_at(node, form->param) ||
         (form->c >= 0 && !input_at(node, form->c)))
         return "X, initial_h, initial_c or the dequant parameter is missing";
+    if (node->output_count > (form->c >= 0 ? 3 : 2))
+        return "it has more outputs than its operator";
     if (input_at(node, form->lengths) || input_at(node, form->clean))
         return "it has sequence_lens or clean_cache";
     if (dtype != ASCEND_INT8 && dtype != ASCEND_INT16)
@@ -339,6 +341,9 @@ static qf_status read_weights(qf_runner *r, qf_node *node, qf_value *weights[2],
     const Onnx__TensorProto *rec = input_at(node, 2) ? qf_value_constant(node->inputs[2]) : NULL;
     if (!w || !rec || w->n_dims != 3 || rec->n_dims != 3 || w->dims[0] != 1 || rec->dims[0] != 1)
         return qf_run_refuse(r, node, "W or R is no constant of one direction");
+    uint64_t count;
+    if (!qf_dims_count(w->dims, 3, &count) || !qf_dims_count(rec->dims, 3, &count))
+        return qf_run_refuse(r, node, "W or R has no shape that a layer can have");
     int64_t pack = rec->data_type == DATA(INT8) && 2 * rec->dims[2] == hidden ? 2 : 1;
     const int64_t extents[] = {pack * w->dims[2], hidden};
     for (size_t i = 0; i < 2; i++) {
@@ -425,7 +430,7 @@ qf_status qf_run_rnn(qf_runner *r, qf_node *node)
     int64_t hidden = qf_node_int(node, "hidden_size", 0);
     if (why)
         return qf_run_refuse(r, node, "%s", why);
-    int64_t scales = hidden > 0 ? count_scales(node, form, hidden) : 0;
+    int64_t scales = hidden > 0 && hidden <= INT32_MAX ? count_scales(node, form, hidden) : 0;
     if (!scales)
         return qf_run_refuse(r, node, "its dequant parameter does not fit its hidden_size");
     qf_value *weights[2];

@@ -159,12 +159,13 @@ int32_t qf_run_float_type(const qf_runner *r, const qf_value *value)
 
 /* ---- integers ---- */
 
-qf_node *qf_run_quant_of(const qf_value *value)
+qf_node *qf_run_quant_of(qf_value *value)
 {
     static const char *const movers[] = {"Identity", "Reshape",   "Transpose", "Flatten",
                                          "Squeeze",  "Unsqueeze", NULL};
     for (int visits = VISITS; value && value->producer && visits; visits--) {
         qf_node *node = value->producer;
+        value->retyped = true; /* a type that is written for it was of floats */
         if (qf_run_is(node, "AscendQuant"))
             return value == node->outputs[0] ? node : NULL;
         if (!one_of(node, movers) || !node->input_count)

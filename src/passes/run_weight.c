@@ -266,6 +266,8 @@ static qf_status read_stored(qf_runner *r, qf_node *node, qf_value *stored, qf_n
     qf_status status = check(r, node, place, tensor);
     if (status != QF_OK)
         return status;
+    if (transpose && tensor->n_dims != 2)
+        return qf_run_refuse(r, node, "the Transpose of its weight is not that of a matrix");
     size_t axis = swaps(transpose) ? 1 - place->axis : place->axis;
     *rank = tensor->n_dims;
     memcpy(dims, tensor->dims, *rank * sizeof *dims);
@@ -291,7 +293,7 @@ qf_status qf_run_read_weight(qf_runner *r, qf_node *node, const qf_weight_place 
     qf_status status = read_stored(r, node, stored, transpose, place, weight, dims, rank);
     if (status != QF_OK || !transpose)
         return status;
-    if (*rank != 2)
+    if (*rank != 2) /* native INT4, met before */
         return qf_run_refuse(r, node, "the Transpose of its weight is not that of a matrix");
     if (swaps(transpose)) {
         int64_t first = dims[0];
