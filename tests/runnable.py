@@ -96,6 +96,15 @@ class Comparison:
     layers: list[Layer] = field(default_factory=list)
     relative: float = 0.0
 
+    def inexact(self) -> list[str]:
+        """A line for each layer whose float32 sums are not the integer ones."""
+        return [
+            f"  {x.name} ({x.op_type}, {x.terms} terms): {x.different} of {x.sums} sums differ, "
+            f"by up to {x.largest:.3g}; largest sum {x.peak:.4g}"
+            for x in self.layers
+            if x.different
+        ]
+
     def row(self, name: str) -> str:
         """A line of the table."""
         sums = sum(x.sums for x in self.layers)

@@ -378,7 +378,8 @@ def export(
     progress: Progress | bool | None = None,
     dry_run: bool = False,
 ) -> ExportReport:
-    """Writes <save_path>_deploy_model.onnx and <save_path>_fake_quant_model.onnx.
+    """Writes <save_path>_deploy_model.onnx and <save_path>_fake_quant_model.onnx, or what `emit` says:
+    "deploy", "fake-quant", or "runnable", for which `model` may be a deploy model.
 
     Without `record`, the model's QuantizeLinear and DequantizeLinear nodes tell the scales, but for
     the weights that `weight_only` ("w8a16", "w4a16:group=128", ...) quantizes by themselves. The

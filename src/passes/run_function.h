@@ -57,6 +57,7 @@ struct qf_function {
     bool wide;                                 /* activations are int16 */
     bool bias;
     int parts_x, parts_w; /* digits that operands are split into (run_transpose.c) */
+    bool clip, lengths;   /* of an RNN: gates are clipped; batches end early */
 };
 
 typedef struct qf_runner {
@@ -109,8 +110,9 @@ qf_status qf_run_layer(qf_runner *r, qf_node *dequant);
 /* run_transpose.c. ConvTranspose with input (q, zero, w, bias); `terms`: products in one sum at
  * most. */
 qf_status qf_run_conv_transpose(qf_runner *r, qf_node *node, int64_t terms, bool wide, bool bias);
-/* run_rnn.c */
+/* run_rnn.c, and what it makes functions of, run_rnn_body.c */
 qf_status qf_run_rnn(qf_runner *r, qf_node *node);
+void qf_body_rnn(qf_body *b, const qf_function *f);
 
 /* run_weight.c. The int8 weight that input `index` of a layer is, unpacked; *dims and *rank are
  * those of the tensor that the layer reads, with 0 for an extent that is known only when the model

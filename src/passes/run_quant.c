@@ -229,9 +229,11 @@ static int read_quant(const qf_node *node, const char **why)
 
 qf_status qf_run_quant(qf_runner *r, qf_node *quant)
 {
-    static const qf_function function = {
-        "AscendQuant", build_quant, "x", "q zero", "scale offset dst_type low high to",
-        false,         false,       0,   0};
+    static const qf_function function = {.name = "AscendQuant",
+                                         .build = build_quant,
+                                         .inputs = "x",
+                                         .outputs = "q zero",
+                                         .attributes = "scale offset dst_type low high to"};
     qf_ir *ir = r->p->ir;
     const char *why;
     int bits = read_quant(quant, &why);
@@ -264,15 +266,11 @@ static void build_anti_quant(qf_body *b, const qf_function *f)
 
 qf_status qf_run_anti_quant(qf_runner *r, qf_node *node)
 {
-    static const qf_function function = {"AscendAntiQuant",
-                                         build_anti_quant,
-                                         "q zero",
-                                         "y",
-                                         "scale offset dst_type",
-                                         false,
-                                         false,
-                                         0,
-                                         0};
+    static const qf_function function = {.name = "AscendAntiQuant",
+                                         .build = build_anti_quant,
+                                         .inputs = "q zero",
+                                         .outputs = "y",
+                                         .attributes = "scale offset dst_type"};
     const char *why;
     read_quant(node, &why);
     qf_node *quant = why ? NULL : qf_run_quant_of(node->inputs[0]);
@@ -308,8 +306,11 @@ static int32_t result_type(const qf_runner *r, const qf_node *dequant)
 
 qf_status qf_run_dequant(qf_runner *r, qf_node *dequant, size_t rank)
 {
-    static const qf_function function = {
-        "AscendDequant", build_dequant, "x param", "y", "dtype shape to", false, false, 0, 0};
+    static const qf_function function = {.name = "AscendDequant",
+                                         .build = build_dequant,
+                                         .inputs = "x param",
+                                         .outputs = "y",
+                                         .attributes = "dtype shape to"};
     const Onnx__TensorProto *param = qf_value_constant(dequant->inputs[1]);
     int64_t shape[QF_MAX_RANK] = {1, 1, 1, 1, 1, 1, 1, 1};
     if (!param || param->data_type != DATA(UINT64) || param->n_dims != 1 || param->dims[0] < 1)

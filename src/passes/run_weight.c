@@ -87,9 +87,11 @@ static qf_node *place_behind(const qf_value *stored)
 static qf_value *add_unpack(qf_runner *r, qf_value *stored, const int64_t *pair, size_t pair_rank,
                             size_t pair_axis, const int64_t *dims, size_t rank)
 {
-    static const qf_function function = {
-        "UnpackInt4", build_unpack, "w", "y", "pair_shape pair_axis shape count",
-        false,        false,        0,   0};
+    static const qf_function function = {.name = "UnpackInt4",
+                                         .build = build_unpack,
+                                         .inputs = "w",
+                                         .outputs = "y",
+                                         .attributes = "pair_shape pair_axis shape count"};
     const int64_t count[] = {(int64_t)product(dims, rank)};
     qf_node *node = qf_run_add_node(r, stored->graph, stored->name, "unpack", place_behind(stored));
     if (!node || !qf_node_add_input(r->p->ir, node, stored) ||
@@ -149,15 +151,11 @@ static qf_value *unpack_native(qf_runner *r, qf_value *stored, Onnx__TensorProto
 static qf_value *choose(qf_runner *r, qf_value *stored, qf_value *unpacked, const qf_node *node,
                         const qf_weight_place *place, size_t axis)
 {
-    static const qf_function function = {"ChooseChannels",
-                                         build_choose,
-                                         "w unpacked x",
-                                         "y",
-                                         "axis weight_axis input_axis divisor",
-                                         false,
-                                         false,
-                                         0,
-                                         0};
+    static const qf_function function = {.name = "ChooseChannels",
+                                         .build = build_choose,
+                                         .inputs = "w unpacked x",
+                                         .outputs = "y",
+                                         .attributes = "axis weight_axis input_axis divisor"};
     const int64_t axes[] = {(int64_t)axis};
     qf_value *inputs[] = {stored, unpacked, place->x};
     qf_node *chooser =

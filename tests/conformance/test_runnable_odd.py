@@ -43,7 +43,7 @@ def test_sums_that_float32_cannot_hold(quantfold, tmp_path, capsys, kind):
     feed = {"x": rng.uniform(0.5, 1, (3, terms)).astype(np.float32)}
     result = compare(tmp_path / "out" / FAKE, path, [feed])
     with capsys.disabled():
-        print("\n" + result.row(f"long sums, {kind}"), end="")
+        print("\n" + "\n".join([result.row(f"long sums, {kind}"), *result.inexact()]), end="")
     (x,) = result.layers
     assert x.peak > 2**24 and x.different > 0 and result.relative <= 1e-5
 
@@ -94,6 +94,37 @@ def test_float16_rnn(quantfold, tmp_path, op, gates):
     ):
         assert a.dtype == b.dtype == np.float16 and a.shape == b.shape
         assert np.max(np.abs(a.astype(np.float64) - b)) <= 2**-11  # an ulp of float16 near 1
+
+
+@pytest.mark.parametrize("op, gates, clip", [("LSTM", 4, None), ("GRU", 3, None), ("GRU", 3, 0.2)])
+@pytest.mark.parametrize("lengths", [None, [0, 4, 2], [4, 4, 4]])
+def test_rnn_lengths_and_clip(quantfold, tmp_path, op, gates, clip, lengths):
+    """Batches that end early, and gates that are clipped. int16 states are fine enough for fake_quant,
+    which quantizes the first alone, to say nearly the same in every step."""
+    inits = [tensor("W", 1, gates * 5, 3), tensor("R", 1, gates * 5, 5)]
+    states = ["h", "c"] if op == "LSTM" else ["h"]
+    more = {} if op == "LSTM" else {"linear_before_reset": 1}
+    more |= {"clip": clip} if clip else {}
+    names = ["x", "W", "R", "", "n" if lengths else "", *states]
+    node = helper.make_node(
+        op, names, ["Y", "Yh", "Yc"][: len(states) + 1], "r", hidden_size=5, **more
+    )
+    inputs = [value("x", [4, 3, 3])] + [value(s, [1, 3, 5]) for s in states]
+    inputs += [value("n", [3], TensorProto.INT32)] if lengths else []
+    outputs = [value("Y", [4, 1, 3, 5])] + [value(o, [1, 3, 5]) for o in node.output[1:]]
+    m = model([node], inputs, outputs, inits, opset=14)
+    fine = {"act_type": "INT16", "scale_d": 1 / 16384, "scale_h": 1 / 16384}
+    export(quantfold, tmp_path, m, {"r": rnn_scales(gates) | fine})
+    rng = np.random.default_rng(6)
+    feed = {"x": rng.uniform(-1, 1, (4, 3, 3)).astype(np.float32)}
+    feed |= {s: rng.uniform(-1, 1, (1, 3, 5)).astype(np.float32) for s in states}
+    feed |= {"n": np.array(lengths, np.int32)} if lengths else {}
+    ours = run_model(runnable_of(quantfold, tmp_path), feed)
+    wanted = run_model(tmp_path / "out" / FAKE, feed)
+    assert relative(ours, wanted) <= 1e-4
+    if lengths:
+        for batch, end in enumerate(lengths):
+            assert not ours[0][end:, :, batch].any()
 
 
 @pytest.mark.parametrize("opset", [10, 13, 21])
@@ -311,7 +342,6 @@ def lstm(**changes) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"lengths": "n"}, "sequence_lens"),
         ({"direction": "reverse"}, "direction"),
         ({"activations": ["Relu"]}, "activations"),
         ({"clip": 3.0}, "clips"),

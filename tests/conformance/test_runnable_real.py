@@ -35,7 +35,7 @@ def judge(name: str, fake: Path, runnable: Path, feeds: list[dict], capsys) -> N
     rnn = any(n.op_type in ("LSTM", "GRU") for n in onnx.load(fake).graph.node)
     with capsys.disabled():
         print("\n" if printed else f"\n{HEADER}\n", end="")
-        print(result.row(name) + (" (RNN)" if rnn else ""), end="")
+        print("\n".join([result.row(name) + (" (RNN)" if rnn else ""), *result.inexact()]), end="")
     printed.append(True)
     if not rnn and not any(x.flips for x in result.layers):
         assert result.relative <= LEAST
