@@ -222,7 +222,7 @@ QF_API qf_status qf_record_compute(qf_model *model, const qf_config *config,
 
 /* ---- 4. Export ---------------------------------------------------------------------------- */
 
-/* RUNNABLE: <prefix>_runnable_model.onnx, the deploy model in operators that any ONNX runtime has, so
+/* RUNNABLE: <prefix>_runnable_model.onnx, the deploy model in operators that ONNX Runtime has, so
  * that it can be run as the NPU runs it (docs/runnable.md). The model may then be a deploy model,
  * which needs no record. */
 typedef enum qf_emit {
