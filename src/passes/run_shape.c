@@ -70,6 +70,19 @@ static int64_t layer_extent(const qf_node *layer, int64_t axis)
     return conv ? w->dims[0] : w->dims[1] * qf_node_int(layer, "group", 1);
 }
 
+static int64_t find_extent(const qf_value *value, int64_t axis, int *visits);
+
+/* The columns that Flatten makes of [N, C, ...]: C, if a global pool has left nothing else. */
+static int64_t flattened_extent(const qf_node *flatten, int *visits)
+{
+    const qf_node *before = flatten->inputs[0]->producer;
+    bool pooled = before && qf_node_is(before, "GlobalAveragePool") && before->input_count &&
+                  before->inputs[0];
+    return pooled && qf_node_int(flatten, "axis", 1) == 1
+               ? find_extent(before->inputs[0], 1, visits)
+               : 0;
+}
+
 static int64_t find_extent(const qf_value *value, int64_t axis, int *visits)
 {
     static const char *const keepers[] = {"Identity",
@@ -102,6 +115,8 @@ static int64_t find_extent(const qf_value *value, int64_t axis, int *visits)
         return extent;
     if (one_of(node, keepers) || (axis == 1 && one_of(node, pools)))
         return find_extent(node->inputs[0], axis, visits);
+    if (axis < 0 && qf_node_is(node, "Flatten"))
+        return flattened_extent(node, visits);
     if (one_of(node, pairs) && node->input_count == 2 && node->inputs[1]) {
         extent = find_extent(node->inputs[0], axis, visits);
         return extent > 1 ? extent : find_extent(node->inputs[1], axis, visits);
