@@ -115,8 +115,7 @@ qf_status qf_run_rnn(qf_runner *r, qf_node *node);
 void qf_body_rnn(qf_body *b, const qf_function *f);
 
 /* run_weight.c. The int8 weight that input `index` of a layer is, unpacked; *dims and *rank are
- * those of the tensor that the layer reads, with 0 for an extent that is known only when the model
- * runs. */
+ * those of the tensor that the layer reads, the larger ones if only running tells. */
 typedef struct qf_weight_place {
     size_t index;
     size_t axis;    /* of input channels */

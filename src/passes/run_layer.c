@@ -151,10 +151,7 @@ static qf_status run_conv_transpose(qf_runner *r, layer *l)
     qf_status status = qf_run_read_weight(r, l->node, &place, &weight, dims, &l->rank);
     if (status != QF_OK)
         return status;
-    /* an extent that is not known is at most twice the stored one */
-    const Onnx__TensorProto *stored = qf_value_constant(l->node->inputs[1]);
-    int64_t inputs = dims[0] ? dims[0] : stored ? 2 * stored->dims[0] : INT32_MAX;
-    int64_t terms = inputs / group * product(dims, 2, l->rank);
+    int64_t terms = dims[0] / group * product(dims, 2, l->rank);
     note_range(r, l, terms);
     qf_value *all[] = {l->node->inputs[0], l->quant->outputs[1], weight, l->bias};
     l->node->outputs[0]->retyped = true;

@@ -237,19 +237,15 @@ static bool has_other_users(const qf_value *stored, const qf_node *user)
     return stored->result_count > 0;
 }
 
-/* The int8 form of `stored`; dims[axis] becomes what it is then, 0 if only running tells. */
+/* The int8 form of `stored`; dims[axis] becomes what it is then, or can be. */
 static qf_value *int8_form(qf_runner *r, qf_node *node, qf_value *stored,
                            const qf_weight_place *place, size_t axis, int64_t *dims, size_t rank)
 {
     if (place->extent == dims[axis] || (!place->extent && !place->x))
         return stored;
     qf_value *unpacked = unpack_pairs(r, stored, dims, rank, axis);
-    if (unpacked && !place->extent) {
-        dims[axis] = 0;
-        return choose(r, stored, unpacked, node, place, axis);
-    }
     dims[axis] *= 2;
-    return unpacked;
+    return unpacked && !place->extent ? choose(r, stored, unpacked, node, place, axis) : unpacked;
 }
 
 /* The int8 tensor of `stored`, with its dims. */
