@@ -232,7 +232,15 @@ QF_API qf_status qf_record_compute(qf_model *model, const qf_config *config,
 
 /* ---- 4. Export ---------------------------------------------------------------------------- */
 
-typedef enum qf_emit { QF_EMIT_BOTH = 0, QF_EMIT_DEPLOY = 1, QF_EMIT_FAKE_QUANT = 2 } qf_emit;
+/* RUNNABLE: <prefix>_runnable_model.onnx, the deploy model in operators that ONNX Runtime has, so
+ * that it can be run as the NPU runs it (docs/runnable.md). The model may then be a deploy model,
+ * which needs no record. */
+typedef enum qf_emit {
+    QF_EMIT_BOTH = 0,
+    QF_EMIT_DEPLOY = 1,
+    QF_EMIT_FAKE_QUANT = 2,
+    QF_EMIT_RUNNABLE = 3
+} qf_emit;
 
 /* What goes into .external files. AUTO is the reference's rule: tensors that were external stay so,
  * and while a model is at or above `external_threshold` bytes, its largest tensor goes out. */

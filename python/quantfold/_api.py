@@ -19,7 +19,7 @@ from .errors import BY_STATUS, Diagnostic, QuantfoldError, UsageError
 PathLike = Union[str, "os.PathLike[str]"]
 DynamicAxes = Mapping[str, Union[Mapping[int, str], Sequence[int]]]
 
-_EMIT = {"both": 0, "deploy": 1, "fake-quant": 2}
+_EMIT = {"both": 0, "deploy": 1, "fake-quant": 2, "runnable": 3}
 _EXTERNAL = {"auto": 0, "always": 1, "never": 2}
 _LAYOUT = {"per-tensor": 0, "single": 1}
 _IO = {"auto": 0, "pwrite": 1, "mmap": 2, "direct": 3}
@@ -338,7 +338,8 @@ def export(
     progress: Progress | bool | None = None,
     dry_run: bool = False,
 ) -> ExportReport:
-    """Writes <save_path>_deploy_model.onnx and <save_path>_fake_quant_model.onnx.
+    """Writes <save_path>_deploy_model.onnx and <save_path>_fake_quant_model.onnx, or what `emit` says:
+    "deploy", "fake-quant", or "runnable", for which `model` may be a deploy model.
 
     Without `record`, the model's QuantizeLinear and DequantizeLinear nodes tell the scales, but for
     the weights that `weight_only` ("w8a16", "w4a16:group=128", ...) quantizes by themselves. The

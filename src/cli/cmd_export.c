@@ -20,7 +20,8 @@ static const char help[] =
     "                          DequantizeLinear into the layers, or leave them as they are\n"
     "  --on-unsupported WHAT   error (default), float: a QDQ layer that cannot be expressed\n"
     "  --free-qdq WHAT         keep (default), drop: QDQ pairs of no quantized layer\n"
-    "  --emit WHAT             both (default), deploy, fake-quant\n"
+    "  --emit WHAT             both (default), deploy, fake-quant, runnable: the deploy model in\n"
+    "                          operators that ONNX Runtime has; --model may be a deploy model\n"
     "  --external WHEN         auto (default), always, never: weights in .external files\n"
     "  --external-threshold N  bytes at which auto moves the largest weights out (2000000000)\n"
     "  --external-layout HOW   per-tensor (default), single: one page-aligned file a model\n"
@@ -123,8 +124,10 @@ static void print_outputs(const qf_plan *plan)
 static void print_summary(const cli_export *a, const qf_plan *plan, const qf_report_totals *totals)
 {
     char saved[32];
-    printf("%s %zu of %zu layers\n", totals ? "quantized" : "would quantize",
-           qf_plan_layer_count(plan), qf_plan_layer_count(plan) + qf_plan_skipped_count(plan));
+    size_t layers = qf_plan_layer_count(plan) + qf_plan_skipped_count(plan);
+    if (layers || a->options.emit != QF_EMIT_RUNNABLE) /* a deploy model has its layers quantized */
+        printf("%s %zu of %zu layers\n", totals ? "quantized" : "would quantize",
+               qf_plan_layer_count(plan), layers);
     if (a->manner.verbose)
         print_layers(plan);
     else

@@ -7,7 +7,7 @@
 #include "base/spill.h"
 #include "cli/door.h"
 
-static const char *const emits[] = {"both", "deploy", "fake-quant", NULL};
+static const char *const emits[] = {"both", "deploy", "fake-quant", "runnable", NULL};
 static const char *const layouts[] = {"per-tensor", "single", NULL};
 static const char *const forms[] = {"float", "int8", "shared", NULL};
 static const char *const pairs[] = {"keep", "drop", NULL};

@@ -17,8 +17,10 @@ enum {
     NAME_LIMIT = NAME_MAX,
 };
 
-static const char *const external_suffix[QF_TARGETS] = {"_deploy.external", "_fakequant.external"};
-static const char *const model_suffix[QF_TARGETS] = {"deploy_model", "fake_quant_model"};
+enum { RUNNABLE = QF_TARGETS };
+static const char *const external_suffix[] = {"_deploy.external", "_fakequant.external",
+                                              "_runnable.external"};
+static const char *const model_suffix[] = {"deploy_model", "fake_quant_model", "runnable_model"};
 
 /* An external tensor that others of the same bytes may refer to. */
 typedef struct lender {
@@ -44,6 +46,11 @@ typedef struct layouter {
 } layouter;
 
 /* ---- names ---- */
+
+static int name_index(const qf_layout_request *r)
+{
+    return r->runnable ? RUNNABLE : (int)r->target;
+}
 
 static bool unsafe(const char *name, size_t i)
 {
@@ -78,7 +85,7 @@ char *qf_external_name(qf_arena *arena, const char *tensor, size_t limit)
 /* Tensors of different subgraphs may share a name; their files get ~2, ~3, ... */
 static const char *external_file_name(layouter *l, const char *tensor)
 {
-    const char *suffix = external_suffix[l->request->target];
+    const char *suffix = external_suffix[name_index(l->request)];
     char *base = qf_external_name(l->out->arena, tensor, NAME_LIMIT - strlen(suffix) - 8);
     char *name = base ? qf_arena_printf(l->out->arena, "%s%s", base, suffix) : NULL;
     if (!name || !qf_strmap_get(&l->out->names, name))
@@ -95,7 +102,7 @@ static char *model_file_name(layouter *l, const char *extension)
 {
     const qf_layout_request *r = l->request;
     return qf_arena_printf(l->out->arena, "%s%s%s.%s", r->prefix, *r->prefix ? "_" : "",
-                           model_suffix[r->target], extension);
+                           model_suffix[name_index(r)], extension);
 }
 
 static qf_status add_file(layouter *l, const char *name, int *index)

@@ -57,6 +57,7 @@ typedef struct qf_layout_request {
     /* External tensors of the same bytes are written once. `sources`: the files of their spans. */
     bool dedup;
     const qf_file *sources;
+    bool runnable; /* names of the runnable model, which is laid out as the deploy target */
 } qf_layout_request;
 
 /* Lays out one model. `payloads` is the table that the model's tensors index; jobs in it receive

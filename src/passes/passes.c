@@ -46,6 +46,8 @@ qf_status qf_passes_run(qf_plan *plan, qf_ir *ir, qf_target target, qf_error *er
     qf_ir_forget_scopes(ir); /* passes go by links */
     for (size_t i = 0; status == QF_OK && i < count; i++)
         status = list[i](&p);
+    if (status == QF_OK && plan->options.emit == QF_EMIT_RUNNABLE)
+        status = qf_pass_make_runnable(&p);
     if (status == QF_OK && !grant_wishes(&p))
         status = qf_fail_memory(err);
     qf_spill_free(p.new_weights);

@@ -61,6 +61,10 @@ qf_status qf_pass_expand_quant(qf_pass *p);     /* fake_quant: AscendQuant -> ON
 qf_status qf_pass_expand_dequant(qf_pass *p);   /* fake_quant: AscendDequant -> Mul */
 qf_status qf_pass_compact_weights(qf_pass *p);  /* fake_quant: floats of int8 weights */
 qf_status qf_pass_hoist_constants(qf_pass *p);  /* large Constant nodes -> initializers */
+qf_status qf_pass_make_runnable(qf_pass *p);    /* runnable: what the deploy operators calculate */
+
+/* Whether a node is one of the operators that only deploy models have. */
+bool qf_is_deploy_node(const qf_node *node);
 
 /* ---- what passes share ---- */
 

@@ -60,7 +60,7 @@ static qf_status open_prepared(const qf_plan *plan, qf_linked *out, qf_error *er
 
 static qf_status plan_on_graph(qf_plan *plan, const qf_config *config, qf_ir *ir, qf_error *err)
 {
-    qf_status status = qf_plan_layers(plan, ir, err);
+    qf_status status = plan->from_deploy ? QF_OK : qf_plan_layers(plan, ir, err);
     if (status == QF_OK && config)
         status = qf_plan_consistency(plan, config, ir, err);
     return status;
@@ -77,7 +77,8 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_linked *link
                                  plan->model->files[0].path,
                                  o->fake_quant_weights == QF_FAKE_QUANT_SHARED,
                                  o->dedup,
-                                 plan->model->files};
+                                 plan->model->files,
+                                 o->emit == QF_EMIT_RUNNABLE};
     qf_status status = qf_passes_run(plan, &linked->ir, target, err);
     if (status == QF_OK)
         status = qf_ir_finish(&linked->ir, plan->model->files[0].path, err);
@@ -88,8 +89,8 @@ static qf_status lay_out_target(qf_plan *plan, qf_target target, qf_linked *link
 
 static bool wants(const qf_plan *plan, qf_target target)
 {
-    qf_emit emit = plan->options.emit;
-    return emit == QF_EMIT_BOTH || (emit == QF_EMIT_DEPLOY) == (target == QF_DEPLOY);
+    qf_emit emit = plan->options.emit; /* a runnable model is what becomes of the deploy model */
+    return emit == QF_EMIT_BOTH || (emit == QF_EMIT_FAKE_QUANT) == (target == QF_FAKE_QUANT);
 }
 
 /* A model in which nothing is to change is copied byte for byte, if it is one file. */
@@ -97,8 +98,9 @@ static bool is_verbatim(const qf_plan *plan, const qf_io_spec *io)
 {
     const qf_export_options *o = &plan->options;
     bool renamed = io && (io->input_name_count || io->output_name_count || io->dynamic_axis_count);
-    return !plan->layer_count && !plan->float_layer_count && !renamed && !plan->had_markers &&
-           plan->model->file_count == 1 && o->external != QF_EXTERNAL_ALWAYS &&
+    return o->emit != QF_EMIT_RUNNABLE && !plan->layer_count && !plan->float_layer_count &&
+           !renamed && !plan->had_markers && plan->model->file_count == 1 &&
+           o->external != QF_EXTERNAL_ALWAYS &&
            (o->external == QF_EXTERNAL_NEVER || plan->model->files[0].size < o->external_threshold);
 }
 
@@ -255,28 +257,13 @@ static qf_status read_options(const qf_export_options *given, qf_export_options 
     memcpy(o, given, given->struct_size < sizeof *o ? given->struct_size : sizeof *o);
     if (!o->save_path)
         return qf_fail(err, QF_ERR_USAGE, "save_path is not set");
-    if ((unsigned)o->emit > QF_EMIT_FAKE_QUANT || (unsigned)o->external > QF_EXTERNAL_NEVER ||
+    if ((unsigned)o->emit > QF_EMIT_RUNNABLE || (unsigned)o->external > QF_EXTERNAL_NEVER ||
         (unsigned)o->external_layout > QF_LAYOUT_SINGLE || (unsigned)o->io > QF_IO_DIRECT ||
         (unsigned)o->fake_quant_weights > QF_FAKE_QUANT_SHARED ||
         (unsigned)o->source > QF_SOURCE_QDQ || (unsigned)o->on_unsupported > QF_UNSUPPORTED_FLOAT ||
         (unsigned)o->free_qdq > QF_FREE_QDQ_DROP || o->threads < 0 || o->threads > 1024)
         return qf_fail(err, QF_ERR_USAGE, "an export option is outside its range");
     return check_sharing(o, err);
-}
-
-/* Whether activations of the model are quantized, so that it has a record of its own. */
-static qf_status quantizes(const qf_model *model, bool *out, qf_error *err)
-{
-    qf_linked linked;
-    *out = false;
-    qf_status status =
-        qf_linked_open(model->skeleton, model->skeleton_length, model->files[0].path, &linked, err);
-    if (status != QF_OK)
-        return status;
-    for (size_t i = 0; i < linked.ir.node_count; i++)
-        *out |= linked.ir.by_id[i] && qf_is_quantize(linked.ir.by_id[i]);
-    qf_linked_close(&linked);
-    return QF_OK;
 }
 
 /* Weights can be quantized without any record. */
@@ -291,16 +278,34 @@ static qf_status empty_record(qf_plan *plan, qf_error *err)
     return status;
 }
 
+/* A deploy model is made runnable as it is: its layers are quantized already. */
+static qf_status check_deploy(qf_plan *plan, qf_error *err)
+{
+    qf_status status =
+        plan->options.emit == QF_EMIT_RUNNABLE ? qf_plan_find_deploy(plan, err) : QF_OK;
+    if (status != QF_OK || !plan->from_deploy)
+        return status;
+    if (plan->record || plan->scheme.on)
+        return qf_fail_at(err, QF_ERR_USAGE, (qf_where){.file = plan->model->files[0].path},
+                          "this is a deploy model, which is quantized already; make it runnable "
+                          "without --record and --weight-only");
+    plan->options.source = QF_SOURCE_FLOAT; /* a Q or DQ that is left in it stays */
+    return empty_record(plan, err);
+}
+
 /* Without a record, the model's own. */
 static qf_status own_record(qf_plan *plan, qf_error *err)
 {
+    qf_status checked = check_deploy(plan, err);
+    if (checked != QF_OK || plan->from_deploy)
+        return checked;
     if (plan->record)
         return QF_OK;
     if (plan->scheme.from_record)
         return qf_fail(err, QF_ERR_USAGE, "--weight-only record needs a record");
     bool quantized = plan->options.source != QF_SOURCE_FLOAT;
     qf_status searched = plan->scheme.on && plan->options.source == QF_SOURCE_AUTO
-                             ? quantizes(plan->model, &quantized, err)
+                             ? qf_model_has_node(plan->model, qf_is_quantize, &quantized, err)
                              : QF_OK;
     if (searched != QF_OK)
         return searched;

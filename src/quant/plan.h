@@ -108,6 +108,7 @@ struct qf_plan {
     unsigned char *skeleton; /* the prepared graph, source of both targets */
     size_t skeleton_length;
     bool had_markers;         /* QuantIdentity nodes were removed */
+    bool from_deploy;         /* the model is a deploy model, to be made runnable */
     qf_strmap node_flags;     /* node name -> QF_NODE_* */
     qf_strmap record_of_node; /* node name -> const size_t *, index of its record */
     qf_scheme scheme;
@@ -159,6 +160,13 @@ qf_status qf_plan_consistency(qf_plan *plan, const qf_config *config, const qf_i
 
 /* Whether the scheme takes an entry for a layer of which the weight alone is quantized. */
 bool qf_plan_is_weight_only(const qf_plan *plan, const AMCTPytorchProto__SingleLayerRecord *v);
+
+/* Whether the model has a node of which `is` says so. */
+qf_status qf_model_has_node(const qf_model *model, bool (*is)(const qf_node *), bool *out,
+                            qf_error *err);
+/* Sets plan->from_deploy, for a model that is to be made runnable. One of which weights alone are
+ * quantized has standard operators only, and so has one that is all float. */
+qf_status qf_plan_find_deploy(qf_plan *plan, qf_error *err);
 
 /* A finding about a record entry; `item` is the layer. */
 void qf_plan_report(qf_plan *plan, qf_severity severity, size_t record, const char *item,

@@ -53,7 +53,7 @@ qf_status qf_plan_match(qf_plan *plan, const qf_ir *ir, qf_error *err)
 {
     const AMCTPytorchProto__ScaleOffsetRecord *message = qf_record_message(plan->record);
     qf_matcher matcher;
-    if (!message->n_record && plan->scheme.on)
+    if (!message->n_record && (plan->scheme.on || plan->from_deploy))
         return QF_OK;
     if (!message->n_record) {
         qf_plan_report(plan, QF_ERROR, SIZE_MAX, NULL,
