@@ -16,6 +16,7 @@ int cmd_inspect(int argc, char **argv);
 int cmd_record(int argc, char **argv);
 int cmd_commit(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
 
 /* Options that several subcommands take. */
 typedef struct cli_inputs {
@@ -68,6 +69,10 @@ void cli_print_totals(qf_report_totals totals, uint32_t shard, uint32_t shard_co
 void cli_json_totals(cJSON *root, qf_report_totals totals);
 /* Reads "I/N" or "slurm" (the variables of a job step or array task); false with a message. */
 bool cli_read_shard(const char *text, uint32_t *shard, uint32_t *count);
+/* Splits at commas, in place. *names is malloc'ed. False: out of memory. */
+bool cli_split_names(char *text, const char ***names, size_t *count);
+/* Reads dynamic axes, or the file that @FILE names; prints what is wrong. *axes is malloc'ed. */
+qf_status cli_read_axes(const char *argument, qf_dynamic_axis **axes, size_t *count);
 /* Prints and deletes a JSON document; EXIT_DONE or EXIT_SYSTEM. */
 int cli_print_json(cJSON *root);
 /* Adds a string member; bytes that are not UTF-8 become U+FFFD: names come from files. */

@@ -251,8 +251,7 @@ static int read_arguments(int argc, char **argv, arguments *a)
 
 /* ---- names and axes ---- */
 
-/* Splits at commas, in place. *names is malloc'ed. */
-static bool split_names(char *text, const char ***names, size_t *count)
+bool cli_split_names(char *text, const char ***names, size_t *count)
 {
     *names = NULL;
     *count = 0;
@@ -291,7 +290,7 @@ static char *read_file(const char *path)
     return text;
 }
 
-static qf_status read_axes(const char *argument, qf_dynamic_axis **axes, size_t *count)
+qf_status cli_read_axes(const char *argument, qf_dynamic_axis **axes, size_t *count)
 {
     qf_error err;
     *axes = NULL;
@@ -521,14 +520,14 @@ int cmd_export(int argc, char **argv)
     qf_dynamic_axis *axes = NULL;
     qf_io_spec io = {0};
     cli_catch_signals();
-    if (!split_names(a.input_names, &inputs, &io.input_name_count) ||
-        !split_names(a.output_names, &outputs, &io.output_name_count)) {
+    if (!cli_split_names(a.input_names, &inputs, &io.input_name_count) ||
+        !cli_split_names(a.output_names, &outputs, &io.output_name_count)) {
         free(inputs);
         return EXIT_SYSTEM;
     }
     io.input_names = inputs;
     io.output_names = outputs;
-    qf_status status = read_axes(a.dynamic_axes, &axes, &io.dynamic_axis_count);
+    qf_status status = cli_read_axes(a.dynamic_axes, &axes, &io.dynamic_axis_count);
     io.dynamic_axes = axes;
     code = status == QF_OK ? run(&a, &io) : cli_exit_code(status);
     free(inputs);
