@@ -98,6 +98,32 @@ class Pair(Quantfold):
         return result
 
 
+class Verifying(Quantfold):
+    """A binary whose every export is looked at by `quantfold verify` as well, against its inputs."""
+
+    DROPPED = ("--resume", "--manifest", "--no-fsync", "--fsync", "--dedup", "-v", "-q", "--json")
+    WITH_VALUE = ("--emit", "--external", "--external-layout", "--fake-quant-weights", "--io")
+    WITH_VALUE += ("--memory-limit", "--progress", "--shard", "--verbose")
+
+    def export(self, model, record, prefix, *extra, **options) -> Result:
+        """The options that tell what was written are left to verify to find out."""
+        result = super().export(model, record, prefix, *extra, **options)
+        words = [str(w) for w in extra]
+        if result.code != 0 or "--dry-run" in words or "--shard" in words:
+            return result
+        kept, i = [], 0
+        while i < len(words):
+            if words[i] in self.WITH_VALUE:
+                i += 1
+            elif words[i] not in self.DROPPED:
+                kept.append(words[i])
+            i += 1
+        given = {k: v for k, v in options.items() if k not in ("config", "expect")}
+        seen = self("verify", prefix, "--against", model, "--record", record, *kept, **given)
+        assert seen.code == 0, f"{extra}: verify says\n{seen.err[-3000:]}"
+        return result
+
+
 def differences(ours: Path, wanted: Path) -> list[str]:
     """Differences by meaning between two model files."""
     found: list[str] = []

@@ -15,6 +15,7 @@ from ._api import (
     record,
     version,
 )
+from ._verify import Finding, Verification, verify
 from .errors import (
     Cancelled,
     Diagnostic,
@@ -29,6 +30,7 @@ __all__ = [
     "Cancelled",
     "Diagnostic",
     "ExportReport",
+    "Finding",
     "InputError",
     "Layer",
     "LayerCandidate",
@@ -39,10 +41,12 @@ __all__ = [
     "SkippedLayer",
     "SystemFailure",
     "UsageError",
+    "Verification",
     "check",
     "export",
     "inspect",
     "kernels",
     "record",
+    "verify",
     "version",
 ]

@@ -186,6 +186,37 @@ class ReportTotals(Structure):
     ]
 
 
+class VerifyOptions(Structure):
+    """qf_verify_options"""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("prefix", c_char_p),
+        ("model", c_char_p),
+        ("record", c_char_p),
+        ("config", c_char_p),
+        ("io", POINTER(IoSpec)),
+        ("export_options", POINTER(ExportOptions)),
+        ("threads", c_int),
+    ]
+
+
+class VerifyResult(Structure):
+    """qf_verify_result"""
+
+    _fields_ = [
+        ("done", c_bool * 4),
+        ("errors", c_uint64 * 4),
+        ("listed", c_uint64 * 4),
+        ("models", c_uint64),
+        ("layers", c_uint64),
+        ("agreeing", c_uint64),
+        ("tensors", c_uint64),
+        ("hashed", c_uint64),
+        ("recomputed", c_uint64),
+    ]
+
+
 _OUT = POINTER(c_void_p)
 _ERR = POINTER(Error)
 
@@ -234,6 +265,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "qf_export": (c_int, [c_void_p, _OUT, _ERR]),
     "qf_report_get": (ReportTotals, [c_void_p]),
     "qf_report_free": (None, [c_void_p]),
+    "qf_verify_options_init_sized": (None, [POINTER(VerifyOptions), c_size_t]),
+    "qf_verify": (c_int, [POINTER(VerifyOptions), c_void_p, POINTER(VerifyResult), _ERR]),
 }
 
 

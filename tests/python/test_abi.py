@@ -22,6 +22,8 @@ STRUCTS = {
     "qf_skipped_layer": c.SkippedLayerStruct,
     "qf_output_file": c.OutputFileStruct,
     "qf_report_totals": c.ReportTotals,
+    "qf_verify_options": c.VerifyOptions,
+    "qf_verify_result": c.VerifyResult,
 }
 # what Python has a way of its own for
 NOT_BOUND = {
