@@ -99,28 +99,34 @@ class Pair(Quantfold):
 
 
 class Verifying(Quantfold):
-    """A binary whose every export is looked at by `quantfold verify` as well, against its inputs."""
+    """A binary whose every export is looked at by `quantfold verify` as well, against its inputs.
+    What the options say about the form of the output is left to verify to find out."""
 
-    DROPPED = ("--resume", "--manifest", "--no-fsync", "--fsync", "--dedup", "-v", "-q", "--json")
-    WITH_VALUE = ("--emit", "--external", "--external-layout", "--fake-quant-weights", "--io")
-    WITH_VALUE += ("--memory-limit", "--progress", "--shard", "--verbose")
+    DROPPED = {"--resume", "--manifest", "--no-fsync", "--fsync", "--dedup", "--json"}
+    DROPPED |= {"-v", "--verbose", "-q", "--quiet", "export"}
+    WITH_VALUE = {"--emit", "--external", "--external-layout", "--fake-quant-weights", "--io"}
+    WITH_VALUE |= {"--memory-limit", "--progress"}
 
-    def export(self, model, record, prefix, *extra, **options) -> Result:
-        """The options that tell what was written are left to verify to find out."""
-        result = super().export(model, record, prefix, *extra, **options)
-        words = [str(w) for w in extra]
-        if result.code != 0 or "--dry-run" in words or "--shard" in words:
+    def __call__(self, *args, **options) -> Result:
+        result = super().__call__(*args, **options)
+        words = [str(w) for w in args]
+        if not words or words[0] != "export" or result.code != 0:
             return result
-        kept, i = [], 0
-        while i < len(words):
-            if words[i] in self.WITH_VALUE:
-                i += 1
-            elif words[i] not in self.DROPPED:
-                kept.append(words[i])
-            i += 1
-        given = {k: v for k, v in options.items() if k not in ("config", "expect")}
-        seen = self("verify", prefix, "--against", model, "--record", record, *kept, **given)
-        assert seen.code == 0, f"{extra}: verify says\n{seen.err[-3000:]}"
+        if {"--dry-run", "--shard", "--help"} & set(words):
+            return result
+        left, prefix = ["verify"], ""
+        while words:
+            word = words.pop(0)
+            if word in self.DROPPED:
+                continue
+            value = [words.pop(0)] if word.startswith("--") else []
+            if word == "--save-path":
+                prefix = value[0]
+            elif word not in self.WITH_VALUE:
+                left += ["--against" if word == "--model" else word, *value]
+        given = {k: v for k, v in options.items() if k != "preexec_fn"}
+        seen = super().__call__(*left, prefix, **given)
+        assert seen.code == 0, f"{left} {prefix}: verify says\n{seen.err[-3000:]}"
         return result
 
 
