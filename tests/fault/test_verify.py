@@ -23,6 +23,7 @@ from nets import random as normal
 from onnx import TensorProto, helper, numpy_helper
 
 import make_record
+import mutate_verify
 from support import DEPLOY, FAKE
 
 OWN = {"structure", "agreement"}  # checks that need nothing but the output
@@ -335,7 +336,13 @@ def external_entry(which: str, key: str, value: str):
 
 def pad_single(s: Spoiler) -> None:
     """A byte between two tensors."""
-    s.bytes("m_deploy_model.external", lambda d: d.__setitem__(4095, d[4095] ^ 1))
+    files = json.loads((s.folder / "m.manifest.json").read_text())["files"]
+    parts = next(f for f in files if f["name"] == "m_fake_quant_model.external")["parts"]
+    gaps = [
+        at for a, b in zip(parts, parts[1:]) for at in range(a["offset"] + a["bytes"], b["offset"])
+    ]
+    at = s.rng.choice(gaps)
+    s.bytes("m_fake_quant_model.external", lambda d: d.__setitem__(at, 1))
 
 
 def more_scales(t: TensorProto) -> None:
@@ -495,7 +502,7 @@ CORRUPTIONS = {
         lambda s: s.node(DEPLOY, "r", setter(name="rr")), {"agreement", "manifest", "against"}, "r"
     ),
     "AscendQuant renamed": Corruption(
-        lambda s: s.node(DEPLOY, "c.quant", setter(name="cc.quant")), ALL, "cc.quant"
+        lambda s: s.node(DEPLOY, "c.quant", setter(name="cc.quant")), STRUCTURAL, "cc.quant"
     ),
     "AscendDequant renamed": Corruption(
         lambda s: s.node(DEPLOY, "d.dequant", setter(name="dd.dequant")), ALL, "dd.dequant"
@@ -703,7 +710,7 @@ def test_sound_outputs_are_sound(quantfold, outputs, kind):
     assert found["ok"] and not found["findings"], found["findings"]
     assert all(c["done"] for c in found["checks"].values())
     assert found["layers"] == found["agreeing"] == (1 if kind.startswith("rnn") else 4)
-    assert found["recomputed"] > 1000 and found["hashed"] > 1000
+    assert found["recomputed"] > 500 and found["hashed"] > 1000
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -823,7 +830,9 @@ def make_checkpoint(quantfold, folder: Path) -> Path:
         len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in arrays.values())
     )
     (source / "config.json").write_text('{"model_type": "llama"}')
-    result = quantfold(*("checkpoint", source, "--out", out, "--scheme", "w8a16", "--manifest"))
+    result = quantfold(
+        *("checkpoint", "--model", source, "--out", out, "--scheme", "w8a16", "--manifest")
+    )
     assert result.code == 0, result.err
     return out
 
@@ -852,8 +861,6 @@ def test_checkpoint(quantfold, tmp_path):
 def test_mutated_models_do_not_crash(quantfold, outputs, seed, tmp_path):
     """Random bytes, runs removed, doubled and exchanged: verify ends with 0 or 1, and with a
     sanitizer build without a report. More of the same: tests/fault/mutate_verify.py."""
-    import mutate_verify
-
     rng = random.Random(seed)
     kind = rng.choice(list(KINDS))
     o = outputs[kind]
