@@ -117,8 +117,10 @@ static bool load(weight_pair *w, uint64_t row, uint64_t from, size_t n)
     if (!x || !y)
         return false;
     memcpy(w->f, y, 4 * n);
-    for (size_t i = 0; i < n; i++)
-        w->q[i] = w->packed ? (int8_t)(((x[i / 2] >> (i % 2 * 4) & 15) ^ 8) - 8) : (int8_t)x[i];
+    for (size_t i = 0; i < n; i++) {
+        int half = w->packed ? ((x[i / 2] >> (i % 2 * 4) & 15) ^ 8) - 8 : 0;
+        w->q[i] = w->packed ? (int8_t)half : (int8_t)x[i];
+    }
     qf_reading_forget(&w->ra, byte, length);
     qf_reading_forget(&w->rb, 4 * at, 4 * n);
     return true;

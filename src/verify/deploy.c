@@ -93,10 +93,16 @@ static bool check_form(qf_subject *s, const qf_node *node, size_t inputs)
     return connected && one;
 }
 
-static void check_output_name(qf_subject *s, const qf_node *node)
+/* <layer><end>.output0; either name may have a number behind it that made it unique. */
+static void check_output_name(qf_subject *s, const qf_node *node, const char *end)
 {
     const qf_value *out = qf_node_output(node);
-    if (!out->result_count && !qf_is_name(out->name, node->name, ".output0"))
+    size_t n = qf_stem(node->name, end), m = qf_stem(out->name, ".output0");
+    if (!n || out->result_count)
+        return;
+    n += strlen(end);
+    if (m < n || strncmp(node->name, out->name, n) != 0 ||
+        strspn(out->name + n, "0123456789") != m - n)
         qf_subject_note(s, node->name, "its output is called '%s'; expected '%s.output0'",
                         out->name, node->name);
 }
@@ -124,7 +130,7 @@ static void check_quant(qf_subject *s, const qf_node *node)
 {
     if (!check_form(s, node, 1))
         return;
-    check_output_name(s, node);
+    check_output_name(s, node, ".quant");
     check_quantization(s, node);
     check_readers(s, node);
 }
@@ -172,7 +178,7 @@ static qf_status check_dequant(qf_subject *s, const qf_node *node, qf_error *err
                         (long long)qf_node_int(node, "dtype", -1));
     if (!formed)
         return QF_OK;
-    check_output_name(s, node);
+    check_output_name(s, node, ".dequant");
     const qf_value *in = node->inputs[0];
     const qf_node *layer = layer_before(node);
     if (!layer) {

@@ -49,6 +49,14 @@ static qf_status look_at_tensor(Onnx__TensorProto *tensor, void *user)
     return t->memory ? QF_OK : QF_ERR_MEMORY;
 }
 
+static bool is_weight_cast(const qf_node *node)
+{
+    const qf_value *in = node->input_count == 1 ? node->inputs[0] : NULL;
+    return qf_node_is(node, "Cast") && in && in->init &&
+           in->init->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__INT8 &&
+           qf_stem(node->name, "weight.cast");
+}
+
 /* Equal matrices that are quantized alone are one with --dedup, inside the .onnx as well. */
 static bool shares_matrix(const qf_node *node)
 {
@@ -71,7 +79,7 @@ static bool look(traits *t)
             qf_model_each_tensor(s->proto, look_at_tensor, t);
         for (size_t n = 0; s && n < s->ir.node_count; n++) {
             const qf_node *node = s->ir.by_id[n];
-            t->compact |= i == QF_FAKE_QUANT && qf_stem(node->name, "weight.cast") > 0;
+            t->compact |= i == QF_FAKE_QUANT && is_weight_cast(node);
             t->repeated |= shares_matrix(node);
         }
     }

@@ -9,7 +9,7 @@ typedef struct layer_check {
     qf_subject *s;
     const qf_node *node, *dequant;
     const Onnx__TensorProto *weight; /* NULL: none, or it is no constant */
-    bool turned;                     /* behind a Transpose */
+    bool behind, turned;             /* a Transpose; that swaps its dims */
     int64_t channels;                /* 0: not known */
     qf_error *err;
 } layer_check;
@@ -20,8 +20,10 @@ static void find_weight(layer_check *c)
     qf_value *value = c->node->input_count > 1 ? c->node->inputs[1] : NULL;
     value = value ? qf_value_source(value) : NULL;
     const qf_node *above = value ? value->producer : NULL;
-    c->turned = above && qf_node_is(above, "Transpose") && above->input_count == 1;
-    c->weight = qf_subject_constant(c->turned ? above->inputs[0] : value);
+    c->behind = above && qf_node_is(above, "Transpose") && above->input_count == 1;
+    const Onnx__AttributeProto *perm = c->behind ? qf_node_attribute(above, "perm") : NULL;
+    c->turned = c->behind && !(perm && perm->n_ints == 2 && perm->ints[0] == 0);
+    c->weight = qf_subject_constant(c->behind ? above->inputs[0] : value);
     if (!c->weight)
         qf_subject_note(c->s, c->node->name, "input 1, the weight, is not a constant");
 }
@@ -57,7 +59,10 @@ static void check_conv(layer_check *c)
         return;
     }
     check_kernel(c);
-    bool whole = w->dims[0] % group == 0 && w->dims[1] < INT64_MAX / group;
+    /* dims[0] of a ConvTranspose may be packed, two in one */
+    bool whole = (w->dims[0] % group == 0 ||
+                  (transposed && w->dims[0] < INT64_MAX / 2 && 2 * w->dims[0] % group == 0)) &&
+                 w->dims[1] < INT64_MAX / group;
     c->channels = transposed && whole ? w->dims[1] * group : w->dims[0];
     if (!whole)
         qf_subject_note(c->s, c->node->name,
@@ -74,8 +79,9 @@ static void check_matrix(layer_check *c)
                         qf_label(w), qf_dims_text(w, dims));
         return;
     }
-    c->channels = w->dims[c->turned ? 0 : 1];
-    if (qf_node_int(c->node, "transB", 0))
+    bool swapped = qf_node_is(c->node, "Gemm") && qf_node_int(c->node, "transB", 0);
+    c->channels = w->dims[c->turned != swapped ? 0 : 1];
+    if (swapped && !c->behind)
         qf_subject_note(c->s, c->node->name,
                         "transB is %lld; an export turns the weight and sets it to 0",
                         (long long)qf_node_int(c->node, "transB", 0));
