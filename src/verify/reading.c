@@ -169,21 +169,33 @@ const unsigned char *qf_reading_at(qf_reading *r, uint64_t offset, size_t n)
     return r->buffer;
 }
 
-void qf_reading_forget(const qf_reading *r, uint64_t offset, uint64_t n)
+void qf_reading_drop(const qf_reading *r, uint64_t offset, uint64_t n)
 {
     if (!r->file || !r->span || !n)
         return;
     qf_range range = {offset, n};
     if (r->index.offsets)
         range = qf_varint_index_bytes(&r->index, r->span, r->width, range);
-    if (range.length < QF_READING_MOST)
-        return; /* not worth a call */
     const unsigned char *from = r->span->data + range.offset;
     qf_file_advise(r->file, from, from + range.length, MADV_DONTNEED);
 }
 
+void qf_reading_forget(qf_reading *r, uint64_t offset, uint64_t n)
+{
+    enum { WORTH = 1024 * 1024 }; /* bytes; a call for less costs more than they do */
+    if (offset < r->kept)
+        r->kept = offset;
+    if (offset + n - r->kept < WORTH)
+        return;
+    qf_reading_drop(r, r->kept, offset + n - r->kept);
+    r->kept = offset + n;
+}
+
 void qf_reading_close(qf_reading *r)
 {
+    enum { WORTH = 64 * 1024 };
+    if (r->bytes - r->kept >= WORTH && r->kept < r->bytes)
+        qf_reading_drop(r, r->kept, r->bytes - r->kept);
     qf_varint_index_release(&r->index);
     free(r->buffer);
     r->buffer = NULL;

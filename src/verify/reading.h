@@ -17,6 +17,7 @@ typedef struct qf_reading {
     unsigned width;        /* bytes that a varint stands for */
     uint64_t count;        /* elements */
     uint64_t bytes;        /* of all elements */
+    uint64_t kept;         /* bytes from here on may be in memory */
     unsigned char *own;    /* the arena's */
     unsigned char *buffer; /* for stretches that are not plain in the file */
 } qf_reading;
@@ -31,8 +32,10 @@ qf_status qf_reading_of_span(const qf_span *span, const qf_file *file, int32_t d
 /* Elements as bytes [offset, offset + n), n at most QF_READING_MOST, both multiples of an element's
  * bytes. Valid until the next call. NULL when memory is exhausted. */
 const unsigned char *qf_reading_at(qf_reading *reading, uint64_t offset, size_t n);
-/* Lets go of the pages that [offset, offset + n) was read from. */
-void qf_reading_forget(const qf_reading *reading, uint64_t offset, uint64_t n);
+/* [offset, offset + n) was read, and those before it: lets go of their pages now and then. */
+void qf_reading_forget(qf_reading *reading, uint64_t offset, uint64_t n);
+/* Lets go of the pages of [offset, offset + n) at once; may be called by several threads. */
+void qf_reading_drop(const qf_reading *reading, uint64_t offset, uint64_t n);
 void qf_reading_close(qf_reading *reading);
 
 /* A whole small tensor as float32, in the subject's arena; int8 and int32 become their values. NULL

@@ -105,7 +105,7 @@ static void compare_claim(worker *k, qf_claim *c, const room *r)
     if (!equal || alone)
         omp_unset_lock(&s->lock);
     if (equal)
-        qf_reading_forget(c->reading, at, r->length);
+        qf_reading_drop(c->reading, at, r->length);
 }
 
 static void compare_room(worker *k, room *r)
