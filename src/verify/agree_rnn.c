@@ -295,8 +295,8 @@ static qf_status compare_compact(rnn_pair *r, const qf_value *va, qf_node *mul, 
     qf_value *in = qf_mul_operand(mul, &factor, &constant);
     qf_node *cast = in ? in->producer : NULL;
     if (!cast || !qf_node_is(cast, "Cast") || cast->input_count != 1 || !cast->inputs[0] ||
-        !cast->inputs[0]->init) {
-        qf_subject_note(p->b, mul->name, "expected a Mul of int8 weights behind a Cast");
+        !cast->inputs[0]->init || qf_node_int(cast, "to", 0) != FLOAT_TYPE) {
+        qf_subject_note(p->b, mul->name, "expected a Mul of int8 weights behind a Cast to float32");
         return QF_OK;
     }
     qf_pairing_take(p, mul);

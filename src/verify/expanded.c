@@ -122,8 +122,11 @@ static void read_steps(reader *r, qf_node *sub)
     r->out->input = input_of(mul, 0);
     qf_node *cast = before(mul);
     if (cast && qf_node_is(cast, "Cast") && qf_is_name(cast->name, r->prefix, ".cast") &&
-        take(r, cast, "Cast", ".cast", ""))
+        take(r, cast, "Cast", ".cast", "")) {
         r->out->input = input_of(cast, 0);
+        if (qf_node_int(cast, "to", 0) != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)
+            r->why = "does not cast to float32 first";
+    }
     if (!r->why && !r->out->input)
         r->why = "reads nothing";
     r->out->bits = bits_of(r->out->min, r->out->max);

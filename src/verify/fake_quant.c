@@ -110,14 +110,17 @@ static qf_status check_integers(fake_check *c, const Onnx__TensorProto *t, float
 }
 
 /* The weight of a layer, behind a Cast and a Transpose. */
-static const Onnx__TensorProto *weight_of(const qf_node *layer)
+static const Onnx__TensorProto *weight_of(const qf_subject *s, const qf_node *layer)
 {
     qf_value *value = layer->input_count > 1 ? layer->inputs[1] : NULL;
     for (int i = 0; i < 2 && value && value->producer; i++) {
         const qf_node *above = value->producer;
-        bool passes = qf_node_is(above, "Transpose") || qf_node_is(above, "Cast");
-        if (!passes || !above->input_count)
+        bool cast = qf_node_is(above, "Cast");
+        if ((!cast && !qf_node_is(above, "Transpose")) || !above->input_count)
             break;
+        if (cast && qf_node_int(above, "to", 0) != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)
+            qf_subject_note(s, above->name, "the weight is cast to type %lld; expected 1, float32",
+                            (long long)qf_node_int(above, "to", 0));
         value = above->inputs[0];
     }
     return qf_subject_constant(value);
@@ -125,7 +128,7 @@ static const Onnx__TensorProto *weight_of(const qf_node *layer)
 
 static qf_status check_weight(fake_check *c, const qf_node *layer)
 {
-    const Onnx__TensorProto *t = weight_of(layer);
+    const Onnx__TensorProto *t = weight_of(c->s, layer);
     if (!t) {
         qf_subject_note(c->s, layer->name, "the weight of the quantized layer is not a constant");
         return QF_OK;

@@ -632,8 +632,8 @@ CORRUPTIONS = {
     ),
     "type of the weight's Cast": Corruption(
         lambda s: s.attribute(FAKE, "c.weight.cast", "to", i=10),
-        {"manifest", "against"},
-        "to",
+        STRUCTURAL,
+        "c.weight.cast",
         "int8",
     ),
     # recurrent layers
