@@ -223,7 +223,7 @@ static qf_status compare_span(comparison *c, const qf_span *span, const qf_file 
     if (status == QF_OK && !other) {
         c->against->bytes += rb.bytes;
         status = qf_compare_readings((qf_side){&c->expected, expected}, (qf_side){c->found, found},
-                                     "the graph", &ra, &rb, c->err);
+                                     NULL, &ra, &rb, c->err);
         qf_reading_close(&rb);
     }
     qf_reading_close(&ra);
@@ -239,10 +239,10 @@ static qf_status compare_tensor(const Onnx__TensorProto *expected, const Onnx__T
     const qf_side a = {&c->expected, expected}, b = {c->found, found};
     c->moved |= !same_place(expected, found);
     if (!place_of(c, expected, &file, &offset))
-        return qf_compare_tensors(a, b, "the graph", c->err);
+        return qf_compare_tensors(a, b, NULL, c->err);
     const planned *p = find_place(c, file, offset);
     if (!p)
-        return qf_compare_tensors(a, b, "the graph", c->err);
+        return qf_compare_tensors(a, b, NULL, c->err);
     if (p->kind == FROM_JOB)
         return add_claim(c, expected, found, file, offset);
     const qf_layout *l = &c->plan->layout;

@@ -298,11 +298,13 @@ static qf_status compare_itself(qf_pairing *p, const qf_node *node, const qf_nod
         qf_subject_note(p->b, qf_subject_node_name(other),
                         "the node that makes '%s' is called '%s' in the %s",
                         y->n_output ? y->output[0] : "", x->name ? x->name : "", p->a->role);
-    if (!same_text(x->op_type, y->op_type) || !same_text(x->domain, y->domain))
-        qf_subject_note(p->b, name,
-                        "the node is %s of domain '%s', but %s of domain '%s' in the %s",
-                        y->op_type ? y->op_type : "", y->domain ? y->domain : "",
-                        x->op_type ? x->op_type : "", x->domain ? x->domain : "", p->a->role);
+    if (!same_text(x->op_type, y->op_type))
+        qf_subject_note(p->b, name, "the node is %s, but %s in the %s",
+                        y->op_type ? y->op_type : "of no type",
+                        x->op_type ? x->op_type : "of no type", p->a->role);
+    if (!same_text(x->domain, y->domain))
+        qf_subject_note(p->b, name, "the node is of domain '%s', but of '%s' in the %s",
+                        y->domain ? y->domain : "", x->domain ? x->domain : "", p->a->role);
     if (!qf_stem(y->name ? y->name : "", ".mul.cast"))
         compare_outputs(p, node, other);
     qf_status status = qf_compare_attributes(p, node, other);

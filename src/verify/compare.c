@@ -92,11 +92,16 @@ static void note_values(qf_side a, qf_side b, const char *user, const qf_reading
                         uint64_t element, uint64_t offset, const char *in_a, const char *in_b)
 {
     char place[400];
-    qf_subject_note(b.subject, qf_label(b.tensor),
-                    "element %llu (read by %s%s) is %s, but %s in the %s; one of the files is "
-                    "damaged, or they are of different exports",
-                    (unsigned long long)element, user, qf_element_place(rb, offset, place), in_b,
-                    in_a, a.subject->role);
+    qf_element_place(rb, offset, place);
+    if (user)
+        qf_subject_note(b.subject, qf_label(b.tensor),
+                        "element %llu (read by %s%s) is %s, but %s in the %s; one of the files is "
+                        "damaged, or they are of different exports",
+                        (unsigned long long)element, user, place, in_b, in_a, a.subject->role);
+    else
+        qf_subject_note(b.subject, qf_label(b.tensor),
+                        "element %llu%s is %s; expected %s, as recomputed from the source",
+                        (unsigned long long)element, place, in_b, in_a);
 }
 
 static qf_status compare_bytes(qf_side a, qf_side b, const char *user, qf_reading *ra,
@@ -300,7 +305,8 @@ static qf_status compare_strings(qf_side a, qf_side b, const char *user)
         if (x.len == y.len && (!x.len || memcmp(x.data, y.data, x.len) == 0))
             continue;
         qf_subject_note(b.subject, qf_label(b.tensor),
-                        "string %zu (read by %s) is not that of the %s", i, user, a.subject->role);
+                        "string %zu (read by %s) is not that of the %s", i,
+                        user ? user : "the graph", a.subject->role);
         break;
     }
     return QF_OK;
@@ -316,9 +322,9 @@ qf_status qf_compare_readings(qf_side a, qf_side b, const char *user, qf_reading
     char da[128], db[128];
     if ((from != to && !convertible(from, to)) || (!alike && !(packed && convertible(from, to)))) {
         qf_subject_note(b.subject, qf_label(b.tensor),
-                        "the tensor (read by %s) is %s %s, but %s %s in the %s", user,
-                        qf_dtype_name(to), qf_dims_text(b.tensor, db), qf_dtype_name(from),
-                        qf_dims_text(a.tensor, da), a.subject->role);
+                        "the tensor (read by %s) is %s %s, but %s %s in the %s",
+                        user ? user : "the graph", qf_dtype_name(to), qf_dims_text(b.tensor, db),
+                        qf_dtype_name(from), qf_dims_text(a.tensor, da), a.subject->role);
         return QF_OK;
     }
     if (from == to && alike)

@@ -14,7 +14,7 @@ typedef struct qf_side {
 /* Notes, with the findings of `b`, the first element in which the tensors differ. The same dtype:
  * dims and bytes are equal. Integers of a deploy model (`a`) and floats, or unpacked integers, of a
  * fake_quant model (`b`): the same numbers, whether the former are packed two in a byte or not.
- * `user`: the node that reads them, for messages. */
+ * `user`: the node that reads them, for messages; NULL: `a` is what was recomputed. */
 qf_status qf_compare_tensors(qf_side a, qf_side b, const char *user, qf_error *err);
 
 /* The same for readings of theirs that are open. */

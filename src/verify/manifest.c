@@ -136,8 +136,9 @@ static void check_gap(checker *c, file_check *f, uint64_t to)
 {
     uint64_t at = first_set(f->file, f->behind, to);
     if (at < to)
-        note(c, f->name, "byte %llu lies between tensors and is 0x%02x; expected 0",
-             (unsigned long long)at, f->file->data[at]);
+        note(c, f->name, "byte %llu lies %s and is 0x%02x; expected %s", (unsigned long long)at,
+             to == f->file->size ? "behind the last tensor" : "between tensors", f->file->data[at],
+             to == f->file->size ? "none" : "0");
 }
 
 static void check_part(checker *c, file_check *f, const cJSON *part)
