@@ -43,13 +43,24 @@ qf_status qf_agree(qf_subject *deploy, qf_subject *fake_quant, uint64_t *layers,
 qf_status qf_same_graph(qf_subject *expected, qf_subject *found, qf_tensor_pair_fn visit,
                         void *user, qf_error *err);
 
+/* ---- pair.c ---- */
+
+/* Looks for what stands for a node of a: its tag becomes a qf_counterpart. */
+qf_status qf_pairing_node(qf_pairing *p, qf_node *node);
+/* AscendQuant, AscendDequant, AscendAntiQuant. */
+bool qf_is_npu_node(const qf_node *node);
+/* The Cast behind the int32 bias of a layer with 4-bit activations, which fake_quant has not. */
+bool qf_is_bias_cast(const qf_node *node);
 /* The value of b that a value of a should be; NULL if there is none. */
 qf_value *qf_pairing_value(const qf_pairing *p, const qf_value *value);
 /* Notes that b's node has been accounted for. NULL is fine. */
 void qf_pairing_take(const qf_pairing *p, qf_node *node);
+
+/* ---- agree.c, agree_rnn.c ---- */
+
 /* Compares two constants that nodes read, once. */
 qf_status qf_pairing_constants(qf_pairing *p, qf_value *va, qf_value *vb, const char *user);
-/* A recurrent layer (agree_rnn.c). */
+/* A recurrent layer. */
 qf_status qf_pairing_rnn(qf_pairing *p, const qf_node *node, const qf_counterpart *c);
 
 #endif
