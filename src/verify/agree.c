@@ -392,8 +392,10 @@ static qf_status run(qf_pairing *p)
             : qf_fail_memory(p->err);
     if (status == QF_OK) {
         compare_headers(p);
-        status = pair_graphs(p, p->a->ir.graphs[0], p->b->ir.graphs[0]);
+        status = qf_compare_functions(p);
     }
+    if (status == QF_OK)
+        status = pair_graphs(p, p->a->ir.graphs[0], p->b->ir.graphs[0]);
     qf_strmap_release(&p->children_a);
     qf_strmap_release(&p->children_b);
     qf_strmap_release(&p->compared);
