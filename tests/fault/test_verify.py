@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from nets import Net, conv, gemm
 from nets import random as normal
 from onnx import TensorProto, helper, numpy_helper
 
+import make_large
 import make_record
 import mutate_verify
 from support import DEPLOY, FAKE
@@ -805,6 +808,36 @@ def test_many_findings_in_one_run(quantfold, outputs, tmp_path):
     said = " ".join(f["item"] for f in errors(found))
     for item in ("c.weight", "g.bias", "m.quant", "r"):
         assert item in said.split() or item in said, said
+
+
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("op", ["matmul", "gemm"])
+@pytest.mark.parametrize("place", ["auto", "always"])
+def test_memory_does_not_grow_with_the_weights(quantfold, tmp_path, op, place):
+    """Weights of 256 MB; a process that stands between keeps our own peak out."""
+    if "asan" in quantfold.binary or "emulated" in quantfold.binary:
+        pytest.skip("a sanitizer or an emulator takes memory of its own")
+    make_large.write(tmp_path / "in", make_large.Spec(op=op, size=4096, count=4))
+    model, record = tmp_path / "in" / "model.onnx", tmp_path / "in" / "record.txt"
+    prefix = tmp_path / "out" / "m"
+    quantfold.export(model, record, prefix, "--manifest", "--external", place)
+    command = [sys.executable, "-c", MEASURE, quantfold.binary, "verify", "-q", prefix]
+    for against, most in (([], 24e6), (["--against", model, "--record", record], 200e6)):
+        run = subprocess.run(
+            [str(c) for c in (*command, *against, "--threads", 2)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        code, kib = map(int, run.stdout.split())
+        assert code == 0, run.stderr
+        assert kib * 1024 < most, f"{kib / 1000:.0f} MB resident, {against}"
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
