@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import onnx
+
 
 def mutate_bytes(data: bytearray, rng: random.Random) -> None:
     """One change of one of five kinds."""
@@ -35,9 +37,80 @@ def mutate_bytes(data: bytearray, rng: random.Random) -> None:
         data[at : at + n], data[other : other + n] = data[other : other + n], data[at : at + n]
 
 
+def some_names(graph: onnx.GraphProto) -> list[str]:
+    """Tensors of a graph, and one that is not there."""
+    made = [o for n in graph.node for o in n.output] + [t.name for t in graph.initializer]
+    return [*made, *(v.name for v in graph.input), "nowhere", ""]
+
+
+def mutate_node(graph: onnx.GraphProto, rng: random.Random) -> None:
+    """A node gets other inputs, outputs, attributes, another name or type, goes or comes twice."""
+    node, names = rng.choice(graph.node), some_names(graph)
+    kind = rng.randrange(9)
+    if kind == 0 and node.input:
+        node.input[rng.randrange(len(node.input))] = rng.choice(names)
+    elif kind == 1:
+        del node.input[rng.randrange(len(node.input) + 1) :]
+    elif kind == 2:
+        node.input.append(rng.choice(names))
+    elif kind == 3 and node.attribute:
+        del node.attribute[rng.randrange(len(node.attribute))]
+    elif kind == 4 and node.attribute:
+        a = rng.choice(node.attribute)
+        a.type = rng.randrange(12)
+        a.i, a.f = rng.choice((0, -1, 1 << 62, 5)), rng.choice((0.0, float("nan"), 1e30))
+        if a.ints:
+            a.ints[rng.randrange(len(a.ints))] = rng.choice((0, -3, 1 << 40))
+    elif kind == 5:
+        node.op_type = rng.choice([n.op_type for n in graph.node] + [""])
+    elif kind == 6:
+        node.name = rng.choice([n.name for n in graph.node] + ["", "a.b"])
+    elif kind == 7 and node.output:
+        node.output[rng.randrange(len(node.output))] = rng.choice(names)
+    elif len(graph.node) > 1:
+        graph.node.remove(node)
+
+
+def mutate_tensor(graph: onnx.GraphProto, rng: random.Random) -> None:
+    """A tensor gets another name, dtype, dims, length of its data, or goes."""
+    constants = [n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute]
+    tensors = [*graph.initializer, *constants]
+    if not tensors:
+        return
+    t, kind = rng.choice(tensors), rng.randrange(7)
+    if kind == 0:
+        t.data_type = rng.randrange(25)
+    elif kind == 1 and t.dims:
+        at = rng.randrange(len(t.dims))
+        t.dims[at] = rng.choice((0, 1, -1, t.dims[at] * 2, t.dims[at] // 2, 1 << 61))
+    elif kind == 2:
+        t.dims.append(rng.choice((0, 1, 2)))
+    elif kind == 3 and t.dims:
+        del t.dims[-1]
+    elif kind == 4:
+        t.raw_data = t.raw_data[: rng.randrange(len(t.raw_data) + 1)]
+    elif kind == 5:
+        t.name = rng.choice(some_names(graph))
+    elif t in graph.initializer:
+        graph.initializer.remove(t)
+
+
+def mutate_model(path: Path, rng: random.Random) -> None:
+    """Changes of a model that leave it a readable one."""
+    model = onnx.load(str(path), load_external_data=False)
+    for _ in range(rng.randint(1, 4)):
+        rng.choice((mutate_node, mutate_tensor))(model.graph, rng)
+    path.write_bytes(model.SerializeToString())
+
+
 def mutate(folder: Path, rng: random.Random) -> None:
-    """One to six changes of one or two files; small files, and with them the graphs, are hit as
-    often as large ones."""
+    """Changes of what the models mean, or one to six of the bytes of one or two files; small files,
+    and with them the graphs, are hit as often as large ones."""
+    models = sorted(folder.glob("m_*_model.onnx"))
+    if rng.random() < 0.6:
+        for path in rng.sample(models, rng.choice((1, 1, 2))):
+            mutate_model(path, rng)
+        return
     files = sorted(p for p in folder.iterdir() if p.is_file())
     for path in rng.sample(files, min(len(files), rng.choice((1, 1, 2)))):
         data = bytearray(path.read_bytes())
