@@ -14,7 +14,7 @@ REPO = TESTS.parent
 for folder in (TESTS, TESTS / "golden", TESTS / "conformance", REPO / "datasets"):
     sys.path.insert(0, str(folder))
 
-from support import Pair, Quantfold  # noqa: E402
+from support import Pair, Quantfold, Verifying  # noqa: E402
 
 
 def binary_from(variable: str) -> Path:
@@ -27,11 +27,12 @@ def binary_from(variable: str) -> Path:
 
 @pytest.fixture(scope="session")
 def quantfold() -> Quantfold:
-    """The program under test, $QUANTFOLD_BIN; with $QUANTFOLD_BIN_OTHER, compared with that one."""
+    """The program under test, $QUANTFOLD_BIN; with $QUANTFOLD_BIN_OTHER, compared with that one;
+    with $QUANTFOLD_VERIFY, every export is verified."""
     binary = binary_from("QUANTFOLD_BIN")
     if "QUANTFOLD_BIN_OTHER" in os.environ:
         return Pair(binary, binary_from("QUANTFOLD_BIN_OTHER"))
-    return Quantfold(binary)
+    return (Verifying if "QUANTFOLD_VERIFY" in os.environ else Quantfold)(binary)
 
 
 @pytest.fixture(scope="session")

@@ -80,5 +80,5 @@ printf '#!/bin/sh\nexec qemu-aarch64 -L "%s" "%s" "$@"\n' \
   "$PWD/build/aarch64-sysroot" "$PWD/build-aarch64/quantfold" >"$emulated"
 chmod +x "$emulated"
 QUANTFOLD_BIN=$emulated QUANTFOLD_BIN_OTHER=build/quantfold \
-  "$python" -m pytest tests/golden tests/conformance/test_synthetic.py -k "not threads_and_repetition" \
+  "$python" -m pytest tests/golden tests/conformance/test_synthetic.py -k "not threads_and_repetition and not our_output_is_sound" \
   -q -p no:cacheprovider

@@ -98,6 +98,42 @@ class Pair(Quantfold):
         return result
 
 
+class Verifying(Quantfold):
+    """A binary whose every export is looked at by `quantfold verify` as well, against its inputs.
+    What the options say about the form of the output is left to verify to find out."""
+
+    DROPPED = {"--resume", "--manifest", "--no-fsync", "--fsync", "--dedup", "--json"}
+    DROPPED |= {"-v", "--verbose", "-q", "--quiet", "export"}
+    WITH_VALUE = {"--emit", "--external", "--external-layout", "--fake-quant-weights", "--io"}
+    WITH_VALUE |= {"--memory-limit", "--progress"}
+    # what a source may already have wrong with its tensors, which is copied
+    SOURCE = ("bytes of data than its dtype", "a field that does not belong")
+
+    def __call__(self, *args, **options) -> Result:
+        result = super().__call__(*args, **options)
+        words = [str(w) for w in args]
+        if not words or words[0] != "export" or result.code != 0:
+            return result
+        if {"--dry-run", "--shard", "--help"} & set(words):
+            return result
+        left, prefix = ["verify"], ""
+        while words:
+            word = words.pop(0)
+            if word in self.DROPPED:
+                continue
+            value = [words.pop(0)] if word.startswith("--") else []
+            if word == "--save-path":
+                prefix = value[0]
+            elif word not in self.WITH_VALUE:
+                left += ["--against" if word == "--model" else word, *value]
+        given = {k: v for k, v in options.items() if k != "preexec_fn"}
+        seen = super().__call__(*left, prefix, **given)
+        if any(text in seen.err for text in self.SOURCE):
+            return result
+        assert seen.code == 0, f"{left} {prefix}: verify says\n{seen.err[-3000:]}"
+        return result
+
+
 def differences(ours: Path, wanted: Path) -> list[str]:
     """Differences by meaning between two model files."""
     found: list[str] = []

@@ -11,7 +11,8 @@
  *   5. One call                        qf_save_quant_retrain_model, the reference's function
  *   6. Checkpoints                     safetensors folders of large language models
  *   7. Reports                         a page of what was exported
- *   8. Kernels                         which instruction set runs
+ *   8. Verifying                       whether an output is sound, and that of these inputs
+ *   9. Kernels                         which instruction set runs
  *
  * A whole program:
  *
@@ -539,7 +540,60 @@ QF_API qf_status qf_summary_json(const char *path, char **out, size_t *length, q
  */
 QF_API qf_status qf_summary_save(const char *path, const char *target, char **saved, qf_error *err);
 
-/* ---- 8. Kernels --------------------------------------------------------------------------- */
+/* ---- 8. Verifying ------------------------------------------------------------------------- */
+
+/* What an output is looked at for, in this order.
+ * STRUCTURE: each model by itself: operators, attributes, dtypes, shapes, names, links, the data of
+ * every tensor. AGREEMENT: deploy against fake_quant, number by number. MANIFEST: hashes and sizes
+ * of files. AGAINST: every payload recomputed from the source. */
+typedef enum qf_verify_check {
+    QF_VERIFY_STRUCTURE = 0,
+    QF_VERIFY_AGREEMENT = 1,
+    QF_VERIFY_MANIFEST = 2,
+    QF_VERIFY_AGAINST = 3
+} qf_verify_check;
+enum { QF_VERIFY_CHECKS = 4 };
+
+typedef struct qf_verify_options {
+    size_t struct_size; /* set by qf_verify_options_init */
+    /* The save path of an export, or the folder of an exported checkpoint. */
+    const char *prefix;
+    /* What it was exported from; `model` NULL: nothing is recomputed. As in
+     * qf_save_quant_retrain_model. */
+    const char *model, *record, *config;
+    const qf_io_spec *io; /* as at the export; NULL: none */
+    /* Of these, external_threshold, source, on_unsupported, free_qdq, weight_only, include and
+     * exclude must be as at the export; the others are told from its files. NULL: the defaults. */
+    const qf_export_options *export_options;
+    int threads; /* to recompute with; 0: as many as OpenMP would */
+} qf_verify_options;
+QF_API void qf_verify_options_init_sized(qf_verify_options *options, size_t size);
+static inline void qf_verify_options_init(qf_verify_options *options)
+{
+    qf_verify_options_init_sized(options, sizeof *options);
+}
+
+typedef struct qf_verify_result {
+    bool done[QF_VERIFY_CHECKS];       /* which checks could be made */
+    uint64_t errors[QF_VERIFY_CHECKS]; /* what each found */
+    /* Findings of check c are those of the list from listed[c - 1] (0 for the first check) to
+     * before listed[c]; warnings tell what could not be checked. */
+    uint64_t listed[QF_VERIFY_CHECKS];
+    uint64_t models;     /* read */
+    uint64_t layers;     /* quantized, in the deploy model, or in fake_quant without one */
+    uint64_t agreeing;   /* compared between the two */
+    uint64_t tensors;    /* in all models */
+    uint64_t hashed;     /* bytes, by the manifest */
+    uint64_t recomputed; /* bytes, from the source */
+} qf_verify_result;
+
+/* Looks at an output and reports everything that is wrong with it to `diagnostics`; nothing is
+ * written. QF_OK if that could be done, whatever was found: an output is sound if no errors were.
+ * Files are compared a block at a time, so that memory does not grow with the weights. */
+QF_API qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostics,
+                           qf_verify_result *out, qf_error *err);
+
+/* ---- 9. Kernels --------------------------------------------------------------------------- */
 
 /* Name of the instruction set whose kernels run: "scalar", "avx2", "avx512", "neon". It is the best
  * that the machine has, or what the environment variable QUANTFOLD_ISA says; a value that names

@@ -20,6 +20,7 @@ from ._api import (
     version,
 )
 from ._checkpoint import CheckpointReport, CheckpointTensor, checkpoint
+from ._verify import Finding, Verification, verify
 from .errors import (
     Cancelled,
     Diagnostic,
@@ -37,6 +38,7 @@ __all__ = [
     "CommitReport",
     "Diagnostic",
     "ExportReport",
+    "Finding",
     "InputError",
     "Layer",
     "LayerCandidate",
@@ -47,6 +49,7 @@ __all__ = [
     "SkippedLayer",
     "SystemFailure",
     "UsageError",
+    "Verification",
     "check",
     "checkpoint",
     "commit",
@@ -56,5 +59,6 @@ __all__ = [
     "record",
     "report",
     "report_data",
+    "verify",
     "version",
 ]

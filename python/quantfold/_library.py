@@ -227,6 +227,37 @@ class CheckpointTensorStruct(Structure):
     ]
 
 
+class VerifyOptions(Structure):
+    """qf_verify_options"""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("prefix", c_char_p),
+        ("model", c_char_p),
+        ("record", c_char_p),
+        ("config", c_char_p),
+        ("io", POINTER(IoSpec)),
+        ("export_options", POINTER(ExportOptions)),
+        ("threads", c_int),
+    ]
+
+
+class VerifyResult(Structure):
+    """qf_verify_result"""
+
+    _fields_ = [
+        ("done", c_bool * 4),
+        ("errors", c_uint64 * 4),
+        ("listed", c_uint64 * 4),
+        ("models", c_uint64),
+        ("layers", c_uint64),
+        ("agreeing", c_uint64),
+        ("tensors", c_uint64),
+        ("hashed", c_uint64),
+        ("recomputed", c_uint64),
+    ]
+
+
 _OUT = POINTER(c_void_p)
 _ERR = POINTER(Error)
 
@@ -291,6 +322,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "qf_summary_html": (c_int, [c_char_p, _OUT, POINTER(c_size_t), _ERR]),
     "qf_summary_json": (c_int, [c_char_p, _OUT, POINTER(c_size_t), _ERR]),
     "qf_summary_save": (c_int, [c_char_p, c_char_p, _OUT, _ERR]),
+    "qf_verify_options_init_sized": (None, [POINTER(VerifyOptions), c_size_t]),
+    "qf_verify": (c_int, [POINTER(VerifyOptions), c_void_p, POINTER(VerifyResult), _ERR]),
 }
 
 

@@ -18,6 +18,7 @@ int cmd_commit(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
 int cmd_batch(int argc, char **argv);
 int cmd_report(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
 
 /* Options that several subcommands take. */
 typedef struct cli_inputs {
@@ -55,8 +56,8 @@ int cli_usage_error(const char *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* Index of the word in a NULL-terminated list, or -1 after a message about --`option`. */
 int cli_choose(const char *option, const char *word, const char *const *words);
-/* The words of --on-unsupported and --from, in the order of the enums. */
-extern const char *const cli_on_unsupported[], *const cli_sources[];
+/* The words of --on-unsupported, --from and --free-qdq, in the order of the enums. */
+extern const char *const cli_on_unsupported[], *const cli_sources[], *const cli_free_qdqs[];
 /* A whole number up to `max`; false after a message about --`option`. */
 bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_t *out);
 /* Writes text with control characters as \xHH. */

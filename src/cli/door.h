@@ -37,6 +37,8 @@ typedef struct cli_export_run {
     qf_report *report;
 } cli_export_run;
 
+/* Reads names and axes into run->io, which begins as zeros; part of what follows. */
+qf_status cli_export_read_io(const cli_export *job, cli_export_run *run, qf_error *err);
 /* Opens and plans; whatever is wrong is in run->list. Release in any case. */
 qf_status cli_export_prepare(const cli_export *job, cli_export_run *run);
 /* Writes what is planned; so is what goes wrong then. */

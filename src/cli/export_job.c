@@ -10,7 +10,7 @@
 static const char *const emits[] = {"both", "deploy", "fake-quant", "runnable", NULL};
 static const char *const layouts[] = {"per-tensor", "single", NULL};
 static const char *const forms[] = {"float", "int8", "shared", NULL};
-static const char *const pairs[] = {"keep", "drop", NULL};
+const char *const cli_free_qdqs[] = {"keep", "drop", NULL};
 
 _Static_assert(offsetof(qf_export_options, shard_count) ==
                    offsetof(qf_export_options, shard) + sizeof(uint32_t),
@@ -35,7 +35,7 @@ const cli_option cli_export_table[] = {
     {.name = "free-qdq",
      .kind = CLI_WORD,
      .at = offsetof(cli_export, options.free_qdq),
-     .words = pairs},
+     .words = cli_free_qdqs},
     {.name = "emit", .kind = CLI_WORD, .at = offsetof(cli_export, options.emit), .words = emits},
     {.name = "external",
      .kind = CLI_WORD,
@@ -146,7 +146,7 @@ static qf_status read_axes(const char *argument, cli_export_run *run, qf_error *
     return status;
 }
 
-static qf_status read_io(const cli_export *job, cli_export_run *run, qf_error *err)
+qf_status cli_export_read_io(const cli_export *job, cli_export_run *run, qf_error *err)
 {
     qf_io_spec *io = &run->io;
     if (!split_names(job->input_names, &run->texts[0], &run->names[0], &io->input_name_count) ||
@@ -169,7 +169,7 @@ qf_status cli_export_prepare(const cli_export *job, cli_export_run *run)
     *run = (cli_export_run){.list = qf_diagnostics_create()};
     if (!run->list)
         return QF_ERR_MEMORY;
-    qf_status status = read_io(job, run, &err);
+    qf_status status = cli_export_read_io(job, run, &err);
     if (status != QF_OK)
         return cli_note(run->list, status, &err, 0);
     status = cli_open(&job->inputs, &run->opened, run->list);

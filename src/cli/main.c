@@ -16,6 +16,7 @@ static const struct {
     {"check", cmd_check, "validate model, config and record; report everything that is wrong"},
     {"record", cmd_record,
      "calculate a record from weights and ranges, or take it from a QDQ model"},
+    {"verify", cmd_verify, "say whether an output is sound, and that of these inputs"},
     {"report", cmd_report, "make an HTML page of what an export with --stats has written"},
     {"inspect", cmd_inspect, "show a model's layers and which can be quantized"},
 };

@@ -8,12 +8,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/diag.h"
 #include "base/strmap.h"
 
 typedef struct resolver {
     qf_model *model;
     qf_arena *arena;
-    qf_strmap by_location; /* location -> index of the file + 1 */
+    qf_strmap by_location;    /* location -> index of the file + 1 */
+    qf_diagnostics *findings; /* NULL: what is refused ends it */
     qf_error *err;
 } resolver;
 
@@ -169,11 +171,34 @@ static qf_status resolve(Onnx__TensorProto *tensor, void *user)
     return QF_OK;
 }
 
+static qf_status resolve_or_note(Onnx__TensorProto *tensor, void *user)
+{
+    resolver *r = user;
+    qf_status status = resolve(tensor, r);
+    if (status == QF_OK || status == QF_ERR_MEMORY || !r->findings)
+        return status;
+    qf_diagnostics_add_error(r->findings, r->err);
+    return QF_OK;
+}
+
+static qf_status resolve_all(resolver *r, Onnx__ModelProto *proto)
+{
+    qf_status status = qf_model_each_tensor(proto, resolve_or_note, r);
+    qf_strmap_release(&r->by_location);
+    return status;
+}
+
 qf_status qf_external_resolve(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
                               qf_error *err)
 {
     resolver r = {.model = model, .arena = arena, .err = err};
-    qf_status status = qf_model_each_tensor(proto, resolve, &r);
-    qf_strmap_release(&r.by_location);
-    return status;
+    return resolve_all(&r, proto);
+}
+
+qf_status qf_external_resolve_noting(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
+                                     qf_diagnostics *findings, qf_error *err)
+{
+    qf_error own;
+    resolver r = {.model = model, .arena = arena, .findings = findings, .err = err ? err : &own};
+    return resolve_all(&r, proto);
 }

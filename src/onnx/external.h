@@ -10,5 +10,8 @@
  * offset and length that do not fit the file or the tensor's dims. */
 qf_status qf_external_resolve(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
                               qf_error *err);
+/* The same, and what is refused becomes a finding: the tensor stays without a payload. */
+qf_status qf_external_resolve_noting(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
+                                     qf_diagnostics *findings, qf_error *err);
 
 #endif

@@ -11,6 +11,7 @@
 #define QF_ONNX_GRAPH_H
 
 #include "base/arena.h"
+#include "base/error.h"
 #include "base/strmap.h"
 #include "onnx.pb-c.h"
 
@@ -87,6 +88,10 @@ typedef struct qf_ir {
  * tensor has no producer or two. `path` is for messages. */
 qf_status qf_ir_build(qf_arena *arena, Onnx__ModelProto *model, const char *path, qf_ir *out,
                       qf_error *err);
+/* The same for a model that may be wrong in many ways: what is wrong becomes a finding, and links
+ * without anything at their other end are not made. Nodes keep the order of the file. */
+qf_status qf_ir_build_noting(qf_arena *arena, Onnx__ModelProto *model, const char *path,
+                             qf_diagnostics *findings, qf_ir *out, qf_error *err);
 /* Frees the hash maps; the rest belongs to the arena. */
 void qf_ir_release(qf_ir *ir);
 /* Drops what only qf_graph_find needs, which must not be called any more. */

@@ -2,31 +2,41 @@
 /* Linking a model into nodes and values. */
 #include <string.h>
 
+#include "base/diag.h"
 #include "base/spill.h"
 #include "onnx/graph.h"
 
 typedef struct builder {
     qf_ir *ir;
     const char *path;
+    qf_diagnostics *findings; /* NULL: the first thing that is wrong ends the building */
     qf_error *err;
 } builder;
 
 static qf_status build_graph(builder *b, Onnx__GraphProto *proto, qf_graph *parent, qf_node *owner);
 
+/* QF_OK if it is noted and the building goes on without what is wrong. */
 static qf_status refuse(builder *b, const char *item, const char *format, const char *detail)
 {
-    return qf_fail_at(b->err, QF_ERR_INPUT, (qf_where){.file = b->path, .item = item}, format,
-                      detail);
+    qf_where where = {.file = b->path, .item = item};
+    if (b->findings) {
+        qf_diag_add(b->findings, QF_ERROR, where, format, detail);
+        return QF_OK;
+    }
+    return qf_fail_at(b->err, QF_ERR_INPUT, where, format, detail);
 }
 
-/* Declares a name that must be new in its graph. */
+/* Declares a name that must be new in its graph; one that is not stays the first value's. */
 static qf_status declare(builder *b, qf_graph *graph, const char *name, const char *item,
                          qf_value **out)
 {
     qf_value *value = qf_arena_alloc(b->ir->arena, sizeof *value);
     const void *found = value ? qf_strmap_add(&graph->values, name, value) : NULL;
-    if (found && found != value)
-        return refuse(b, item, "tensor '%s' is defined twice in one graph", name);
+    bool twice = found && found != value;
+    qf_status status =
+        twice ? refuse(b, item, "tensor '%s' is defined twice in one graph", name) : QF_OK;
+    if (status != QF_OK)
+        return status;
     if (!found || !qf_strmap_set(&b->ir->value_names, name, value))
         return qf_fail_memory(b->err);
     value->name = name;
@@ -41,9 +51,14 @@ static qf_status add_inputs(builder *b, qf_graph *g)
     for (size_t i = 0; i < g->proto->n_input; i++) {
         const char *name = g->proto->input[i]->name;
         qf_value *value;
-        if (!name || !*name)
-            return refuse(b, "graph input", "%s", "an input has no name");
-        qf_status status = declare(b, g, name, "graph input", &value);
+        qf_status status = QF_OK;
+        if (!name || !*name) {
+            status = refuse(b, "graph input", "%s", "an input has no name");
+            if (status != QF_OK)
+                return status;
+            continue;
+        }
+        status = declare(b, g, name, "graph input", &value);
         if (status != QF_OK)
             return status;
         value->input = g->proto->input[i];
@@ -55,12 +70,17 @@ static qf_status add_initializers(builder *b, qf_graph *g)
 {
     for (size_t i = 0; i < g->proto->n_initializer; i++) {
         Onnx__TensorProto *tensor = g->proto->initializer[i];
-        if (!tensor->name || !*tensor->name)
-            return refuse(b, "initializer", "%s", "an initializer has no name");
-        qf_value *value = qf_strmap_get(&g->values, tensor->name);
-        if (value && value->init)
-            return refuse(b, tensor->name, "initializer '%s' is defined twice", tensor->name);
-        qf_status status = value ? QF_OK : declare(b, g, tensor->name, tensor->name, &value);
+        const char *name = tensor->name ? tensor->name : "";
+        qf_value *value = *name ? qf_strmap_get(&g->values, name) : NULL;
+        qf_status status = QF_OK;
+        if (!*name || (value && value->init)) {
+            status = *name ? refuse(b, name, "initializer '%s' is defined twice", name)
+                           : refuse(b, "initializer", "%s", "an initializer has no name");
+            if (status != QF_OK)
+                return status;
+            continue;
+        }
+        status = value ? QF_OK : declare(b, g, tensor->name, tensor->name, &value);
         if (status != QF_OK)
             return status;
         value->init = tensor;
@@ -73,9 +93,14 @@ static qf_status add_initializers(builder *b, qf_graph *g)
     for (size_t i = 0; i < g->proto->n_sparse_initializer; i++) {
         Onnx__SparseTensorProto *sparse = g->proto->sparse_initializer[i];
         qf_value *value;
-        if (!sparse->values || !sparse->values->name)
-            return refuse(b, "sparse_initializer", "%s", "a sparse initializer has no name");
-        qf_status status = declare(b, g, sparse->values->name, sparse->values->name, &value);
+        qf_status status = QF_OK;
+        if (!sparse->values || !sparse->values->name) {
+            status = refuse(b, "sparse_initializer", "%s", "a sparse initializer has no name");
+            if (status != QF_OK)
+                return status;
+            continue;
+        }
+        status = declare(b, g, sparse->values->name, sparse->values->name, &value);
         if (status != QF_OK)
             return status;
         value->sparse = sparse;
@@ -149,12 +174,14 @@ static qf_status link_inputs(builder *b, qf_node *node)
         if (!*name)
             continue;
         qf_value *value = qf_graph_find(node->graph, name);
-        if (!value)
-            return refuse(b, node->name,
-                          "the node reads tensor '%s', which nothing in the model "
-                          "produces",
-                          name);
-        if (!qf_node_set_input(b->ir, node, i, value))
+        qf_status status = value ? QF_OK
+                                 : refuse(b, node->name,
+                                          "the node reads tensor '%s', which nothing in the model "
+                                          "produces",
+                                          name);
+        if (status != QF_OK)
+            return status;
+        if (value && !qf_node_set_input(b->ir, node, i, value))
             return qf_fail_memory(b->err);
     }
     return QF_OK;
@@ -178,9 +205,14 @@ static qf_status add_results(builder *b, qf_graph *g)
     for (size_t i = 0; i < g->proto->n_output; i++) {
         Onnx__ValueInfoProto *info = g->proto->output[i];
         qf_value *value = info->name ? qf_graph_find(g, info->name) : NULL;
-        if (!value)
-            return refuse(b, "graph output", "nothing in the model produces output '%s'",
-                          info->name ? info->name : "");
+        if (!value) {
+            qf_status status =
+                refuse(b, "graph output", "nothing in the model produces output '%s'",
+                       info->name ? info->name : "");
+            if (status != QF_OK)
+                return status;
+            continue;
+        }
         if (value->result_count == value->result_cap) {
             size_t cap = value->result_cap ? value->result_cap * 2 : 2;
             Onnx__ValueInfoProto **grown = qf_arena_array(b->ir->arena, cap, sizeof *grown);
@@ -228,14 +260,30 @@ static qf_status build_graph(builder *b, Onnx__GraphProto *proto, qf_graph *pare
     return status;
 }
 
+static qf_status build(builder *b, qf_arena *arena, Onnx__ModelProto *model, qf_ir *out)
+{
+    *out = (qf_ir){.arena = arena, .model = model};
+    b->ir = out;
+    return build_graph(b, model->graph, NULL, NULL);
+}
+
 qf_status qf_ir_build(qf_arena *arena, Onnx__ModelProto *model, const char *path, qf_ir *out,
                       qf_error *err)
 {
-    *out = (qf_ir){.arena = arena, .model = model};
-    builder b = {.ir = out, .path = path, .err = err};
-    qf_status status = build_graph(&b, model->graph, NULL, NULL);
+    builder b = {.path = path, .err = err};
+    qf_status status = build(&b, arena, model, out);
     for (size_t i = 0; status == QF_OK && i < out->graph_count; i++)
         status = qf_graph_sort(out->graphs[i], path, err);
+    if (status != QF_OK)
+        qf_ir_release(out);
+    return status;
+}
+
+qf_status qf_ir_build_noting(qf_arena *arena, Onnx__ModelProto *model, const char *path,
+                             qf_diagnostics *findings, qf_ir *out, qf_error *err)
+{
+    builder b = {.path = path, .findings = findings, .err = err};
+    qf_status status = build(&b, arena, model, out);
     if (status != QF_OK)
         qf_ir_release(out);
     return status;

@@ -54,6 +54,13 @@ def test_more_than_protobuf_takes(quantfold, tmp_path, layout):
     assert code == 0
     assert peak < 400e6, f"{peak / 1e6:.0f} MB resident"
 
+    code, peak = peak_memory(
+        quantfold, "verify", out / "m", "-q", "--against", source / "model.onnx",
+        "--record", source / "record.txt", "--config", source / "config.json",
+    )  # fmt: skip
+    assert code == 0
+    assert peak < 400e6, f"verify: {peak / 1e6:.0f} MB resident"
+
     deploy = onnx.load(out / "m_deploy_model.onnx")
     found = {t.name: t for t in deploy.graph.initializer}
     fake = onnx.load(out / "m_fake_quant_model.onnx", load_external_data=False)

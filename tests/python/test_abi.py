@@ -24,6 +24,8 @@ STRUCTS = {
     "qf_report_totals": c.ReportTotals,
     "qf_checkpoint_options": c.CheckpointOptions,
     "qf_checkpoint_tensor": c.CheckpointTensorStruct,
+    "qf_verify_options": c.VerifyOptions,
+    "qf_verify_result": c.VerifyResult,
 }
 # what Python has a way of its own for
 NOT_BOUND = {

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/door.h"
+
+static const char help[] =
+    "usage: quantfold verify OUT/PREFIX [--against M.onnx [--record R.txt] [--config C.json]]\n"
+    "       quantfold verify FOLDER/ (of an exported checkpoint)\n\n"
+    "Looks at what an export wrote and reports everything that is wrong with it: operators,\n"
+    "attributes, dtypes, shapes, names and the data of every tensor; whether deploy and\n"
+    "fake_quant hold the same numbers; hashes, if there is a manifest. Writes nothing. Exit\n"
+    "code 0: sound; 1: something is wrong; 3: the system failed.\n\n"
+    "  --against FILE          recompute every payload from this source model and compare\n"
+    "  --record FILE           the record of the export; --config FILE: its QAT configuration\n"
+    "  --weight-only SCHEME, --include REGEX, --exclude REGEX, --from WHAT,\n"
+    "  --on-unsupported WHAT, --free-qdq WHAT, --input-names A,B, --output-names X,Y,\n"
+    "  --dynamic-axes JSON, --external-threshold N\n"
+    "                          with --against: as they were at the export. What was emitted,\n"
+    "                          what is external and the form of fake_quant's weights are told\n"
+    "                          from the files\n"
+    "  --runnable              if it is sound, write OUT/PREFIX_runnable_model.onnx too: the "
+    "deploy\n"
+    "                          model that is there, in operators that ONNX Runtime has\n"
+    "  --threads N             cores to recompute with (default: all)\n"
+    "  --json                  the findings as JSON on standard output\n"
+    "  -v, --verbose           what each check looked at      -q, --quiet   errors alone\n";
+
+typedef struct arguments {
+    const char *prefix;
+    cli_export planned; /* as at the export */
+    bool runnable, json, verbose, quiet;
+} arguments;
+
+static const cli_option table[] = {
+    {.name = "against", .kind = CLI_PATH, .at = offsetof(arguments, planned.inputs.model)},
+    {.name = "record", .kind = CLI_PATH, .at = offsetof(arguments, planned.inputs.record)},
+    {.name = "config", .kind = CLI_PATH, .at = offsetof(arguments, planned.inputs.config)},
+    {.name = "weight-only",
+     .kind = CLI_TEXT,
+     .at = offsetof(arguments, planned.options.weight_only)},
+    {.name = "include", .kind = CLI_TEXT, .at = offsetof(arguments, planned.options.include)},
+    {.name = "exclude", .kind = CLI_TEXT, .at = offsetof(arguments, planned.options.exclude)},
+    {.name = "from",
+     .kind = CLI_WORD,
+     .at = offsetof(arguments, planned.options.source),
+     .words = cli_sources},
+    {.name = "on-unsupported",
+     .kind = CLI_WORD,
+     .at = offsetof(arguments, planned.options.on_unsupported),
+     .words = cli_on_unsupported},
+    {.name = "free-qdq",
+     .kind = CLI_WORD,
+     .at = offsetof(arguments, planned.options.free_qdq),
+     .words = cli_free_qdqs},
+    {.name = "input-names", .kind = CLI_NAMES, .at = offsetof(arguments, planned.input_names)},
+    {.name = "output-names", .kind = CLI_NAMES, .at = offsetof(arguments, planned.output_names)},
+    {.name = "dynamic-axes", .kind = CLI_AXES, .at = offsetof(arguments, planned.dynamic_axes)},
+    {.name = "external-threshold",
+     .kind = CLI_NUMBER,
+     .at = offsetof(arguments, planned.options.external_threshold),
+     .most = INT64_MAX},
+    {.name = "runnable", .kind = CLI_FLAG, .at = offsetof(arguments, runnable)},
+    {.name = "threads",
+     .kind = CLI_COUNT,
+     .at = offsetof(arguments, planned.options.threads),
+     .most = 1024},
+    {.name = "json", .kind = CLI_FLAG, .at = offsetof(arguments, json)},
+    {.name = "verbose", .letter = 'v', .kind = CLI_FLAG, .at = offsetof(arguments, verbose)},
+    {.name = "quiet", .letter = 'q', .kind = CLI_FLAG, .at = offsetof(arguments, quiet)},
+    {0}};
+
+/* -1: go on; else an exit code. */
+static int read_arguments(int argc, char **argv, arguments *a)
+{
+    *a = (arguments){0};
+    cli_export_init(&a->planned);
+    int code = cli_read_options("verify", help, table, a, argc, argv, &a->prefix);
+    if (code >= 0)
+        return code;
+    if (!a->prefix)
+        return cli_usage_error("verify", "the output to look at must be named");
+    const cli_inputs *inputs = &a->planned.inputs;
+    if (!inputs->model && (inputs->record || inputs->config))
+        return cli_usage_error("verify", "--record and --config need --against");
+    return -1;
+}
+
+/* ---- results ---- */
+
+static const char *const checks[] = {"structure", "agreement", "manifest", "against"};
+
+static int print_json(const qf_diagnostics *list, const qf_verify_result *r, bool sound)
+{
+    cJSON *root = cli_json_root(), *made = cJSON_CreateObject();
+    cJSON *findings = cli_json_diagnostics(list);
+    size_t i = 0;
+    for (int c = 0; r && c < QF_VERIFY_CHECKS; c++) {
+        cJSON *check = cJSON_AddObjectToObject(made, checks[c]);
+        cJSON_AddBoolToObject(check, "done", r->done[c]);
+        cJSON_AddNumberToObject(check, "errors", (double)r->errors[c]);
+        for (; i < r->listed[c]; i++)
+            cJSON_AddStringToObject(cJSON_GetArrayItem(findings, (int)i), "check", checks[c]);
+    }
+    cJSON_AddBoolToObject(root, "ok", sound);
+    cJSON_AddItemToObject(root, "findings", findings);
+    cJSON_AddItemToObject(root, "checks", made);
+    if (r) {
+        cJSON_AddNumberToObject(root, "models", (double)r->models);
+        cJSON_AddNumberToObject(root, "layers", (double)r->layers);
+        cJSON_AddNumberToObject(root, "agreeing", (double)r->agreeing);
+        cJSON_AddNumberToObject(root, "tensors", (double)r->tensors);
+        cJSON_AddNumberToObject(root, "hashed", (double)r->hashed);
+        cJSON_AddNumberToObject(root, "recomputed", (double)r->recomputed);
+    }
+    return cli_print_json(root);
+}
+
+static void print_check(const qf_verify_result *r, int check)
+{
+    char size[32];
+    printf("  %-10s ", checks[check]);
+    if (!r->done[check]) {
+        puts("not made");
+        return;
+    }
+    switch ((qf_verify_check)check) {
+    case QF_VERIFY_STRUCTURE:
+        printf("%llu models, %llu quantized layers, %llu tensors", (unsigned long long)r->models,
+               (unsigned long long)r->layers, (unsigned long long)r->tensors);
+        break;
+    case QF_VERIFY_AGREEMENT:
+        printf("%llu layers in both models", (unsigned long long)r->agreeing);
+        break;
+    case QF_VERIFY_MANIFEST:
+        printf("%s hashed", cli_bytes(r->hashed, size));
+        break;
+    case QF_VERIFY_AGAINST:
+        printf("%s recomputed", cli_bytes(r->recomputed, size));
+        break;
+    }
+    printf(": %llu error%s\n", (unsigned long long)r->errors[check],
+           r->errors[check] == 1 ? "" : "s");
+}
+
+static void print_summary(const arguments *a, const qf_verify_result *r, bool sound)
+{
+    cli_put_text(stdout, a->prefix);
+    if (sound)
+        printf(": sound\n");
+    else
+        printf(": not sound\n");
+    for (int c = 0; c < QF_VERIFY_CHECKS; c++) {
+        if (a->verbose || r->done[c])
+            print_check(r, c);
+    }
+}
+
+/* ---- the command ---- */
+
+static qf_status verify(const arguments *a, const qf_io_spec *io, qf_diagnostics *list,
+                        qf_verify_result *result)
+{
+    qf_error err;
+    qf_verify_options options;
+    qf_verify_options_init(&options);
+    options.prefix = a->prefix;
+    options.model = a->planned.inputs.model;
+    options.record = a->planned.inputs.record;
+    options.config = a->planned.inputs.config;
+    options.io = io;
+    options.export_options = &a->planned.options;
+    options.threads = a->planned.options.threads;
+    qf_status status = qf_verify(&options, list, result, &err);
+    if (status != QF_OK)
+        qf_diagnostics_add_error(list, &err);
+    return status;
+}
+
+/* Writes <prefix>_runnable_model.onnx from the deploy model that is there; what is wrong is added
+ * to the list. */
+static qf_status write_runnable(const arguments *a, qf_diagnostics *list)
+{
+    size_t n = strlen(a->prefix), room = n + sizeof "_deploy_model.onnx";
+    char *model = malloc(room);
+    cli_export job;
+    cli_export_run run;
+    cli_progress progress;
+    if (!model)
+        return QF_ERR_MEMORY;
+    snprintf(model, room, "%s%sdeploy_model.onnx", a->prefix,
+             n && a->prefix[n - 1] == '/' ? "" : "_");
+    cli_export_init(&job);
+    job.inputs.model = model;
+    job.options.save_path = a->prefix;
+    job.options.emit = QF_EMIT_RUNNABLE;
+    job.options.threads = a->planned.options.threads;
+    cli_progress_init(&progress, CLI_NEVER);
+    job.options.progress = cli_progress_step;
+    job.options.progress_user = &progress;
+    qf_status status = cli_export_prepare(&job, &run);
+    if (status == QF_OK)
+        status = cli_export_write(&job, &run);
+    for (size_t i = 0; run.list && i < qf_diagnostics_count(run.list); i++) {
+        qf_diagnostic d = qf_diagnostics_at(run.list, i);
+        qf_error err = {.code = status};
+        if (d.severity != QF_ERROR)
+            continue;
+        snprintf(err.file, sizeof err.file, "%s", d.file);
+        snprintf(err.item, sizeof err.item, "%s", d.item);
+        snprintf(err.message, sizeof err.message, "%s", d.message);
+        qf_diagnostics_add_error(list, &err);
+    }
+    cli_export_release(&run);
+    free(model);
+    return status;
+}
+
+static int run(const arguments *a, const qf_io_spec *io)
+{
+    qf_verify_result result;
+    qf_diagnostics *list = qf_diagnostics_create();
+    if (!list)
+        return cli_out_of_memory();
+    qf_status status = verify(a, io, list, &result);
+    bool seen = status == QF_OK, sound = seen && qf_diagnostics_errors(list) == 0;
+    int code = !seen ? cli_exit_code(status) : sound ? EXIT_DONE : EXIT_INPUT;
+    if (sound && a->runnable) {
+        status = write_runnable(a, list);
+        code = cli_exit_code(status);
+    }
+    cli_print_diagnostics(list, a->quiet);
+    if (a->json) {
+        int printed = print_json(list, seen ? &result : NULL, sound);
+        code = code ? code : printed;
+    } else if (seen && !a->quiet) {
+        print_summary(a, &result, sound);
+        if (sound && a->runnable && code == EXIT_DONE)
+            puts("  runnable   written beside it");
+        code = cli_flush() ? code : EXIT_SYSTEM;
+    }
+    qf_diagnostics_free(list);
+    return code;
+}
+
+int cmd_verify(int argc, char **argv)
+{
+    arguments a;
+    qf_error err;
+    cli_export_run names = {0};
+    int code = read_arguments(argc, argv, &a);
+    if (code >= 0)
+        return code;
+    qf_status status = cli_export_read_io(&a.planned, &names, &err);
+    if (status != QF_OK)
+        cli_print_error(&err);
+    code = status == QF_OK ? run(&a, &names.io) : cli_exit_code(status);
+    cli_export_release(&names);
+    return code;
+}

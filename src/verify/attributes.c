@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "verify/attributes.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "verify/compare.h"
+
+static qf_status compare_tensor(qf_pairing *p, const char *user, const Onnx__TensorProto *x,
+                                const Onnx__TensorProto *y)
+{
+    if (!x || !y)
+        return QF_OK;
+    return p->same ? p->visit(x, y, p->user)
+                   : qf_compare_tensors((qf_side){p->a, x}, (qf_side){p->b, y}, user, p->err);
+}
+
+qf_status qf_compare_sparse(qf_pairing *p, const char *user, const Onnx__SparseTensorProto *x,
+                            const Onnx__SparseTensorProto *y)
+{
+    qf_status status = compare_tensor(p, user, x->values, y->values);
+    return status == QF_OK ? compare_tensor(p, user, x->indices, y->indices) : status;
+}
+
+/* Tensors and graphs that an attribute holds: the same number, each the same. */
+static qf_status compare_nested(qf_pairing *p, const qf_node *node, const Onnx__AttributeProto *a,
+                                const Onnx__AttributeProto *b, bool *alike)
+{
+    const char *user = qf_subject_node_name(node);
+    qf_status status = QF_OK;
+    *alike = !a->t == !b->t && !a->g == !b->g && !a->sparse_tensor == !b->sparse_tensor &&
+             a->n_tensors == b->n_tensors && a->n_graphs == b->n_graphs &&
+             a->n_sparse_tensors == b->n_sparse_tensors;
+    if (!*alike)
+        return QF_OK;
+    status = compare_tensor(p, user, a->t, b->t);
+    if (status == QF_OK && a->sparse_tensor)
+        status = qf_compare_sparse(p, user, a->sparse_tensor, b->sparse_tensor);
+    for (size_t i = 0; status == QF_OK && i < a->n_tensors; i++)
+        status = compare_tensor(p, user, a->tensors[i], b->tensors[i]);
+    for (size_t i = 0; status == QF_OK && i < a->n_sparse_tensors; i++)
+        status = qf_compare_sparse(p, user, a->sparse_tensors[i], b->sparse_tensors[i]);
+    if (status == QF_OK && a->g)
+        status = qf_pairing_child(p, a->g, b->g);
+    for (size_t i = 0; status == QF_OK && i < a->n_graphs; i++)
+        status = qf_pairing_child(p, a->graphs[i], b->graphs[i]);
+    return status;
+}
+
+/* What is left of an attribute, packed. */
+static bool same_packed(const Onnx__AttributeProto *a, const Onnx__AttributeProto *b, bool *memory)
+{
+    Onnx__AttributeProto x = *a, y = *b;
+    x.t = y.t = NULL;
+    x.g = y.g = NULL;
+    x.sparse_tensor = y.sparse_tensor = NULL;
+    x.n_tensors = y.n_tensors = x.n_graphs = y.n_graphs = 0;
+    x.n_sparse_tensors = y.n_sparse_tensors = 0;
+    size_t n = onnx__attribute_proto__get_packed_size(&x);
+    if (n != onnx__attribute_proto__get_packed_size(&y))
+        return false;
+    unsigned char *bytes = malloc(2 * n + 1);
+    if (!bytes) {
+        *memory = false;
+        return true;
+    }
+    onnx__attribute_proto__pack(&x, bytes);
+    onnx__attribute_proto__pack(&y, bytes + n);
+    bool same = memcmp(bytes, bytes + n, n) == 0;
+    free(bytes);
+    return same;
+}
+
+qf_status qf_compare_attribute(qf_pairing *p, const qf_node *node, const Onnx__AttributeProto *a,
+                               const Onnx__AttributeProto *b)
+{
+    const char *name = qf_subject_node_name(node);
+    bool alike, memory = true;
+    qf_status status = compare_nested(p, node, a, b, &alike);
+    if (status != QF_OK)
+        return status;
+    if (!alike || !same_packed(a, b, &memory)) {
+        if (a->type == ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__INT && b->type == a->type)
+            qf_subject_note(p->b, name, "attribute '%s' is %lld, but %lld in the %s", a->name,
+                            (long long)b->i, (long long)a->i, p->a->role);
+        else if (a->type == ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__FLOAT && b->type == a->type)
+            qf_subject_note(p->b, name, "attribute '%s' is %.9g, but %.9g in the %s", a->name,
+                            (double)b->f, (double)a->f, p->a->role);
+        else
+            qf_subject_note(p->b, name, "attribute '%s' is not that of the %s", a->name,
+                            p->a->role);
+    }
+    return memory ? QF_OK : qf_fail_memory(p->err);
+}
+
+qf_status qf_compare_attributes(qf_pairing *p, const qf_node *node, const qf_node *other)
+{
+    const char *name = qf_subject_node_name(node);
+    qf_status status = QF_OK;
+    for (size_t i = 0; status == QF_OK && i < node->proto->n_attribute; i++) {
+        const Onnx__AttributeProto *a = node->proto->attribute[i];
+        const Onnx__AttributeProto *b = a->name ? qf_node_attribute(other, a->name) : NULL;
+        if (b)
+            status = qf_compare_attribute(p, node, a, b);
+        else
+            qf_subject_note(p->b, name, "attribute '%s' of the %s is missing",
+                            a->name ? a->name : "", p->a->role);
+    }
+    for (size_t i = 0; i < other->proto->n_attribute; i++) {
+        const char *given = other->proto->attribute[i]->name;
+        if (!given || !qf_node_attribute(node, given))
+            qf_subject_note(p->b, name, "attribute '%s' is not in the %s", given ? given : "",
+                            p->a->role);
+    }
+    return status;
+}

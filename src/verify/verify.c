@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The checks one behind the other. None ends at what it finds. */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "exec/stage.h"
+#include "verify/against.h"
+#include "verify/agree.h"
+#include "verify/manifest.h"
+#include "verify/structure.h"
+
+#define CHECKPOINT_MANIFEST "quantfold.manifest.json"
+
+typedef struct verifier {
+    const qf_verify_options *options;
+    qf_diagnostics *findings;
+    qf_verify_result *result;
+    qf_arena arena;
+    char *folder, *prefix; /* malloc'ed */
+    const char *save_path;
+    const char *names[QF_TARGETS], *paths[QF_TARGETS]; /* of the models */
+    bool exists[QF_TARGETS], open[QF_TARGETS], walkable[QF_TARGETS];
+    qf_subject subjects[QF_TARGETS];
+    qf_diag_mark mark;
+    qf_error *err;
+} verifier;
+
+static const char *const roles[QF_TARGETS] = {"deploy model", "fake_quant model"};
+
+static void warn(verifier *v, const char *file, const char *text)
+{
+    qf_diag_add(v->findings, QF_WARNING, (qf_where){.file = file}, "%s", text);
+}
+
+/* Ends a check: what was found since the last one is its. */
+static void end_check(verifier *v, qf_verify_check check)
+{
+    qf_diag_mark now = qf_diag_now(v->findings);
+    v->result->errors[check] = now.errors - v->mark.errors;
+    for (int c = (int)check; c < QF_VERIFY_CHECKS; c++)
+        v->result->listed[c] = now.count;
+    v->mark = now;
+}
+
+/* ---- names ---- */
+
+static bool exists(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static qf_status name_models(verifier *v, const char *save_path)
+{
+    static const char *const names[QF_TARGETS] = {"deploy_model.onnx", "fake_quant_model.onnx"};
+    free(v->folder);
+    free(v->prefix);
+    v->folder = v->prefix = NULL;
+    qf_status status = qf_save_path_split(save_path, &v->folder, &v->prefix, v->err);
+    for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
+        v->names[t] =
+            qf_arena_printf(&v->arena, "%s%s%s", v->prefix, *v->prefix ? "_" : "", names[t]);
+        v->paths[t] =
+            v->names[t] ? qf_arena_printf(&v->arena, "%s/%s", v->folder, v->names[t]) : NULL;
+        if (!v->paths[t])
+            return qf_fail_memory(v->err);
+        v->exists[t] = exists(v->paths[t]);
+    }
+    v->save_path = save_path;
+    return status;
+}
+
+/* A folder without a slash behind it is meant as one, unless models have its name. */
+static qf_status find_models(verifier *v)
+{
+    const char *given = v->options->prefix;
+    qf_status status = name_models(v, given);
+    if (status != QF_OK || v->exists[0] || v->exists[1] || !is_folder(given) ||
+        qf_ends_with(given, "/"))
+        return status;
+    char *path = qf_arena_printf(&v->arena, "%s/", given);
+    return path ? name_models(v, path) : qf_fail_memory(v->err);
+}
+
+/* ---- structure ---- */
+
+static qf_status check_model(verifier *v, int t)
+{
+    qf_subject *s = &v->subjects[t];
+    uint64_t layers = 0, alone = 0;
+    qf_status status = qf_subject_open(v->paths[t], roles[t], v->findings, s, &v->open[t], v->err);
+    if (status != QF_OK || !v->open[t])
+        return status;
+    v->result->models++;
+    status = qf_check_tensors(s, &v->result->tensors, v->err);
+    if (status == QF_OK)
+        status = qf_check_graph(s, &v->walkable[t], v->err);
+    if (status != QF_OK || !v->walkable[t])
+        return status;
+    status = t == QF_DEPLOY ? qf_check_deploy(s, &layers, v->err)
+                            : qf_check_fake_quant(s, &layers, v->err);
+    if (status == QF_OK)
+        status = qf_check_weight_only(s, &alone, v->err);
+    if (t == QF_DEPLOY || !v->open[QF_DEPLOY])
+        v->result->layers = layers + alone;
+    if (status == QF_OK && !s->quantized)
+        warn(v, v->paths[t], "no layer of the model is quantized");
+    return status;
+}
+
+static qf_status check_structure(verifier *v)
+{
+    qf_status status = QF_OK;
+    char *partial = qf_arena_printf(&v->arena, "%s/.%s.quantfold-partial", v->folder, v->prefix);
+    if (!partial)
+        return qf_fail_memory(v->err);
+    for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
+        if (v->exists[t])
+            status = check_model(v, t);
+    }
+    v->result->done[QF_VERIFY_STRUCTURE] = v->result->models > 0;
+    if (!v->exists[QF_DEPLOY] && !v->exists[QF_FAKE_QUANT])
+        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = v->options->prefix},
+                    "there is neither %s nor %s, and no exported checkpoint; give the export's "
+                    "--save-path",
+                    v->paths[QF_DEPLOY], v->paths[QF_FAKE_QUANT]);
+    if (exists(partial))
+        warn(v, partial, "an export to this path was not finished; run it again");
+    end_check(v, QF_VERIFY_STRUCTURE);
+    return status;
+}
+
+/* ---- agreement ---- */
+
+static qf_status check_agreement(verifier *v)
+{
+    qf_status status = QF_OK;
+    if (v->walkable[QF_DEPLOY] && v->walkable[QF_FAKE_QUANT]) {
+        v->result->done[QF_VERIFY_AGREEMENT] = true;
+        status = qf_agree(&v->subjects[QF_DEPLOY], &v->subjects[QF_FAKE_QUANT],
+                          &v->result->agreeing, v->err);
+    } else if (v->exists[QF_DEPLOY] != v->exists[QF_FAKE_QUANT]) {
+        int missing = v->exists[QF_DEPLOY];
+        qf_diag_add(v->findings, QF_WARNING, (qf_where){.file = v->paths[missing]},
+                    "there is no %s, so that weights, biases and scales could not be compared "
+                    "between the two models",
+                    roles[missing]);
+    } else if (v->exists[QF_DEPLOY]) {
+        warn(v, NULL,
+             "a model could not be read, or has a cycle, so that the two were not "
+             "compared");
+    }
+    end_check(v, QF_VERIFY_AGREEMENT);
+    return status;
+}
+
+/* ---- manifest ---- */
+
+typedef struct listing {
+    qf_manifest_files *files;
+    bool memory;
+} listing;
+
+static qf_status list_location(Onnx__TensorProto *tensor, void *user)
+{
+    listing *l = user;
+    bool external = tensor->has_data_location && tensor->data_location == 1;
+    for (size_t i = 0; external && i < tensor->n_external_data; i++) {
+        const Onnx__StringStringEntryProto *e = tensor->external_data[i];
+        if (e->key && e->value && strcmp(e->key, "location") == 0)
+            l->memory = l->memory && qf_manifest_files_add(l->files, e->value);
+    }
+    return QF_OK;
+}
+
+static qf_status check_hashes(verifier *v, const char *name, const qf_manifest_files *present)
+{
+    bool *done = &v->result->done[QF_VERIFY_MANIFEST];
+    qf_status status =
+        qf_check_manifest(v->folder, name, present, v->findings, done, &v->result->hashed, v->err);
+    if (status == QF_OK && !*done) {
+        char *path = qf_arena_printf(&v->arena, "%s/%s", v->folder, name);
+        if (!path)
+            return qf_fail_memory(v->err);
+        warn(v, path,
+             "there is no manifest, so that the files' bytes were not compared with what was "
+             "written (--manifest at the export)");
+    }
+    end_check(v, QF_VERIFY_MANIFEST);
+    return status;
+}
+
+static qf_status check_manifest(verifier *v)
+{
+    qf_manifest_files present = {0};
+    listing l = {.files = &present, .memory = true};
+    char *name = qf_arena_printf(&v->arena, "%s%smanifest.json", v->prefix, *v->prefix ? "." : "");
+    for (int t = 0; name && l.memory && t < QF_TARGETS; t++) {
+        if (v->exists[t])
+            l.memory = qf_manifest_files_add(&present, v->names[t]);
+        if (v->open[t] && l.memory)
+            qf_model_each_tensor(v->subjects[t].proto, list_location, &l);
+    }
+    qf_status status = name && l.memory ? check_hashes(v, name, &present) : qf_fail_memory(v->err);
+    qf_manifest_files_release(&present);
+    return status;
+}
+
+/* ---- against the source ---- */
+
+static qf_status check_against(verifier *v)
+{
+    qf_status status = QF_OK;
+    if (v->options->model && v->result->models) {
+        qf_against a = {
+            .options = v->options, .prefix = v->save_path, .findings = v->findings, .err = v->err};
+        for (int t = 0; t < QF_TARGETS; t++)
+            a.found[t] = v->walkable[t] ? &v->subjects[t] : NULL;
+        v->result->done[QF_VERIFY_AGAINST] = a.found[0] || a.found[1];
+        if (v->result->done[QF_VERIFY_AGAINST])
+            status = qf_check_against(&a);
+        v->result->recomputed = a.bytes;
+    }
+    end_check(v, QF_VERIFY_AGAINST);
+    return status;
+}
+
+/* ---- checkpoints ---- */
+
+static bool is_checkpoint(const verifier *v)
+{
+    char *path = NULL;
+    const char *given = v->options->prefix;
+    bool found = false;
+    if (v->exists[0] || v->exists[1] || !is_folder(given))
+        return false;
+    static const char *const marks[] = {CHECKPOINT_MANIFEST, "model.safetensors.index.json",
+                                        "model.safetensors"};
+    for (size_t i = 0; i < sizeof marks / sizeof *marks && !found; i++) {
+        size_t n = strlen(given) + strlen(marks[i]) + 2;
+        path = malloc(n);
+        if (path)
+            snprintf(path, n, "%s/%s", given, marks[i]);
+        found = path && exists(path);
+        free(path);
+    }
+    return found;
+}
+
+/* Names of the shards that lie in the folder. */
+static bool list_shards(verifier *v, qf_manifest_files *files)
+{
+    DIR *dir = opendir(v->options->prefix);
+    bool memory = true;
+    for (struct dirent *e; dir && memory && (e = readdir(dir));) {
+        if (!qf_ends_with(e->d_name, ".safetensors") &&
+            strcmp(e->d_name, "model.safetensors.index.json") != 0)
+            continue;
+        char *name = qf_arena_strdup(&v->arena, e->d_name);
+        memory = name && qf_manifest_files_add(files, name);
+    }
+    if (dir)
+        closedir(dir);
+    return memory;
+}
+
+static qf_status check_checkpoint(verifier *v)
+{
+    qf_checkpoint *checkpoint = NULL;
+    qf_manifest_files present = {0};
+    qf_error err;
+    qf_status status = qf_checkpoint_open(v->options->prefix, &checkpoint, &err);
+    if (status == QF_ERR_INPUT) {
+        qf_diagnostics_add_error(v->findings, &err);
+        status = QF_OK;
+    } else if (status != QF_OK && v->err) {
+        *v->err = err;
+    }
+    v->result->models = checkpoint != NULL;
+    v->result->done[QF_VERIFY_STRUCTURE] = true;
+    qf_checkpoint_close(checkpoint);
+    end_check(v, QF_VERIFY_STRUCTURE);
+    end_check(v, QF_VERIFY_AGREEMENT);
+    if (status != QF_OK)
+        return status;
+    free(v->folder);
+    v->folder = strdup(v->options->prefix);
+    status = v->folder && list_shards(v, &present) ? check_hashes(v, CHECKPOINT_MANIFEST, &present)
+                                                   : qf_fail_memory(v->err);
+    if (v->options->model)
+        warn(v, NULL, "payloads of checkpoints are not recomputed");
+    end_check(v, QF_VERIFY_AGAINST);
+    qf_manifest_files_release(&present);
+    return status;
+}
+
+/* ---- the whole ---- */
+
+void qf_verify_options_init_sized(qf_verify_options *options, size_t size)
+{
+    qf_verify_options defaults = {.struct_size = size};
+    if (size > sizeof defaults)
+        memset((char *)options + sizeof defaults, 0, size - sizeof defaults);
+    memcpy(options, &defaults, size < sizeof defaults ? size : sizeof defaults);
+}
+
+static qf_status run(verifier *v)
+{
+    qf_status status = find_models(v);
+    if (status != QF_OK)
+        return status;
+    if (is_checkpoint(v))
+        return check_checkpoint(v);
+    status = check_structure(v);
+    if (status == QF_OK)
+        status = check_agreement(v);
+    if (status == QF_OK)
+        status = check_manifest(v);
+    return status == QF_OK ? check_against(v) : status;
+}
+
+qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostics,
+                    qf_verify_result *out, qf_error *err)
+{
+    qf_verify_options read;
+    qf_verify_result result = {0};
+    if (!options || options->struct_size < sizeof(size_t) + sizeof(char *) || !diagnostics || !out)
+        return qf_fail(err, QF_ERR_USAGE,
+                       "qf_verify takes options of qf_verify_options_init, a list of findings and "
+                       "a result");
+    qf_verify_options_init(&read);
+    memcpy(&read, options, options->struct_size < sizeof read ? options->struct_size : sizeof read);
+    if (!read.prefix || read.threads < 0 || read.threads > 1024)
+        return qf_fail(err, QF_ERR_USAGE, "no prefix is given, or threads is out of range");
+    verifier v = {.options = &read,
+                  .findings = diagnostics,
+                  .result = &result,
+                  .mark = qf_diag_now(diagnostics),
+                  .err = err};
+    qf_arena_init(&v.arena);
+    qf_status status = run(&v);
+    for (int t = 0; t < QF_TARGETS; t++) {
+        if (v.open[t])
+            qf_subject_close(&v.subjects[t]);
+    }
+    free(v.folder);
+    free(v.prefix);
+    qf_arena_release(&v.arena);
+    if (status == QF_OK)
+        *out = result;
+    return status;
+}
