@@ -70,9 +70,9 @@ static qf_status put_off(qf_writer *w, int file, uint64_t offset, const void *da
 static qf_status write_buffered(qf_writer *w, const qf_slot *s, size_t from, size_t to,
                                 qf_error *err)
 {
-    const unsigned char *data = s->buffer + s->lead + from;
     if (from == to)
-        return QF_OK;
+        return QF_OK; /* the buffer may be none */
+    const unsigned char *data = s->buffer + s->lead + from;
     if (w->io == QF_IO_DIRECT && to - from <= LATER_MOST)
         return put_off(w, s->file, s->offset + from, data, to - from, err);
     return qf_stage_write(w->stage, (size_t)s->file, s->offset + from, data, to - from, err);

@@ -131,7 +131,8 @@ static qf_piece *close_piece(splicer *s)
     }
     qf_piece *piece = &out->pieces[out->count++];
     *piece = (qf_piece){.literal = s->chunk, .literal_length = s->used, .payload = SIZE_MAX};
-    s->chunk += s->used;
+    if (s->used)
+        s->chunk += s->used;
     s->used = 0;
     return piece;
 }

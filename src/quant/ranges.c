@@ -161,16 +161,19 @@ qf_status qf_ranges_parse(const char *name, const char *json, size_t length, qf_
     while (root && end < json + length && strchr(" \t\r\n", *end) && *end)
         end++;
     qf_status status;
-    if (!ranges->path)
+    if (!ranges->path) {
         status = qf_fail_memory(err);
-    else if (!cJSON_IsObject(root) || end != json + length)
+    } else if (!cJSON_IsObject(root) || end != json + length) {
+        /* the text need not end in a NUL */
+        size_t left = end && end < json + length ? (size_t)(json + length - end) : 0;
         status = refuse(&p,
                         "a JSON object of layers is needed, such as {\"conv1\": {\"min\": "
-                        "-1.0, \"max\": 1.0}}%s%.20s",
-                        end && end < json + length ? "; the text is wrong at: " : "",
-                        end && end < json + length ? end : "");
-    else
+                        "-1.0, \"max\": 1.0}}%s%.*s",
+                        left ? "; the text is wrong at: " : "", left < 20 ? (int)left : 20,
+                        left ? end : "");
+    } else {
         status = parse_root(&p, root);
+    }
     cJSON_Delete(root);
     if (status != QF_OK) {
         qf_ranges_close(ranges);

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Fuzzes: tests/fuzz/run.sh [SECONDS] [TARGET...]
+# Each target runs SECONDS (60), one on each core, from tests/fuzz/corpus and what earlier runs kept in
+# build-fuzz/corpus; then one table. Exit code 1 if anything was found: the inputs are in
+# build-fuzz/findings. One that is understood goes to tests/fuzz/regressions/TARGET.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+build=${QUANTFOLD_FUZZ_BUILD:-build-fuzz}
+seconds=${1:-60}
+shift || true
+targets=("$@")
+[ $# -gt 0 ] || targets=(export onnx qdq external record config safetensors json commit)
+cores=${QUANTFOLD_FUZZ_CORES:-$(nproc)}
+
+[ -f "$build/build.ninja" ] ||
+  CC=clang meson setup "$build" -Dfuzz=true -Dtests=true -Dwerror=true -Dbuildtype=debugoptimized \
+    -Db_sanitize=address,undefined -Db_lundef=false >/dev/null
+ninja -C "$build" --quiet $(printf 'tests/fuzz/fuzz_%s ' "${targets[@]}")
+
+folder=$(mktemp -d "$([ -w /dev/shm ] && echo /dev/shm || echo /tmp)/quantfold-fuzz.XXXXXX")
+export QUANTFOLD_FUZZ_FOLDER=$folder
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+trap 'rm -rf "$folder"' EXIT
+
+# An input that takes 10 seconds, asks for 1 GiB at once or makes the process that large is a finding.
+fuzz() { # fuzz TARGET
+  local target=$1 corpus=$build/corpus/$1 found=$build/findings/$1 from=() place
+  mkdir -p "$corpus" "$found" "$build/logs"
+  for place in "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target" "$build/seeds/$target"; do
+    [ -d "$place" ] && from+=("$place")
+  done
+  local dictionary=() start=$SECONDS
+  [ -f "tests/fuzz/$target.dict" ] && dictionary=("-dict=tests/fuzz/$target.dict")
+  "$build/tests/fuzz/fuzz_$target" "-max_total_time=$seconds" -timeout=10 -rss_limit_mb=2048 \
+    -malloc_limit_mb=1024 -max_len=16384 -print_final_stats=1 "-artifact_prefix=$found/" \
+    "${dictionary[@]}" "$corpus" "${from[@]}" >"$build/logs/$target.log" 2>&1 || true
+  printf '%s\t%s\t%s\n' "$target" $((SECONDS - start)) "$(final "$target" number_of_executed_units)" \
+    >>"$build/totals.tsv"
+}
+
+final() { # final TARGET NAME: of libFuzzer's statistics
+  sed -n "s/^stat::$2: *//p" "$build/logs/$1.log" | tail -1 | grep . || echo 0
+}
+
+last() { # last TARGET NAME: the value behind NAME in the last line of progress
+  grep -E "^#[0-9]+.* $2: " "$build/logs/$1.log" | tail -1 | sed -E "s/.* $2: ([^ /]+).*/\1/" | grep . || echo -
+}
+
+rm -rf "$build/findings"
+for target in "${targets[@]}"; do
+  while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n || true; done
+  fuzz "$target" &
+done
+wait
+
+failed=0
+printf '%-12s %10s %8s %8s %8s %8s %9s %10s %12s\n' \
+  target runs exec/s corpus edges features findings seconds 'runs in all'
+for target in "${targets[@]}"; do
+  findings=$(find "$build/findings/$target" -type f | wc -l)
+  [ "$findings" -eq 0 ] || failed=1
+  read -r time runs < <(awk -v t="$target" '$1 == t { s += $2; n += $3 } END { print s + 0, n + 0 }' \
+    "$build/totals.tsv")
+  printf '%-12s %10s %8s %8s %8s %8s %9s %10s %12s\n' "$target" \
+    "$(final "$target" number_of_executed_units)" "$(last "$target" exec/s)" "$(last "$target" corp)" \
+    "$(last "$target" cov)" "$(last "$target" ft)" "$findings" "$time" "$runs"
+done
+for target in "${targets[@]}"; do
+  [ -z "$(ls -A "$build/findings/$target")" ] || {
+    printf '\n%s:\n' "$target"
+    ls "$build/findings/$target"/*
+    grep -E 'ERROR:|does not hold|runtime error|SUMMARY' "$build/logs/$target.log" | head -5
+  }
+done
+exit $failed
