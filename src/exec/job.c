@@ -304,7 +304,7 @@ static bool quantize_span(const qf_job *job, uint64_t first, size_t n, qf_elemen
         if (run >= SHORT_RUN || run == left) {
             finite &= qf_quantize_for(k, x.type)(at, run, *scales, lo, hi,
                                                  qf_quantized_behind(out, done));
-            qf_count_errors(s, x, done, out.q + done, run, *scales);
+            qf_count_errors(s, x, done, qf_quantized_behind(out, done).q, run, *scales);
         } else {
             size_t rows = 1;
             run = scales_in_a_row(job, col, left);
@@ -319,7 +319,7 @@ static bool quantize_span(const qf_job *job, uint64_t first, size_t n, qf_elemen
                                                          qf_quantized_behind(out, done));
             for (size_t i = 0; i < rows; i++)
                 qf_count_column_errors(s, (qf_elements){at + i * run * width, x.type},
-                                       out.q + done + i * run, run, scales);
+                                       qf_quantized_behind(out, done + i * run).q, run, scales);
             run *= rows;
         }
         done += run;

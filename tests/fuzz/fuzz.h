@@ -15,10 +15,10 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* What must hold for any input; a message and abort() where it does not. */
-#define FUZZ_REQUIRE(condition, ...)                                                               \
-    do {                                                                                           \
-        if (!(condition))                                                                          \
-            fuzz_fail(__FILE__, __LINE__, #condition, __VA_ARGS__);                                \
+#define FUZZ_REQUIRE(condition, ...) \
+    do { \
+        if (!(condition)) \
+            fuzz_fail(__FILE__, __LINE__, #condition, __VA_ARGS__); \
     } while (0)
 _Noreturn void fuzz_fail(const char *file, int line, const char *what, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

@@ -11,8 +11,8 @@
 #include "fuzz.h"
 #include "parts.h"
 
-static const char *const schemes[] = {NULL,    NULL,           "w8a16",           "w4a16",
-                                      "record", "w4a16:group=4", "w4a16:group=32", "w8a16:group=2"};
+static const char *const schemes[] = {
+    NULL, NULL, "w8a16", "w4a16", "record", "w4a16:group=4", "w4a16:group=32", "w8a16:group=2"};
 
 static void read_options(fuzz_part *input, qf_export_options *o)
 {

@@ -60,8 +60,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     make_traps();
     fuzz_part weights = fuzz_cut(&input);
     fuzz_write("in/w.bin", weights.data, weights.size);
-    qf_status status =
-        qf_model_open(fuzz_write("in/m.onnx", input.data, input.size), &model, &err);
+    qf_status status = qf_model_open(fuzz_write("in/m.onnx", input.data, input.size), &model, &err);
     if (status != QF_OK) {
         fuzz_check_failure(status, &err);
         return 0;

@@ -176,26 +176,69 @@ static bool is_name(const piece *q)
             (q->in == &onnx__value_info_proto__descriptor && q->number == 1));
 }
 
-static const char *const ops[] = {
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "LSTM", "GRU", "Add", "Mul", "Relu",
-    "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Identity", "Constant", "If",
-    "Loop", "Scan", "Transpose", "Reshape", "Flatten", "Pad", "Clip", "MaxPool", "Concat",
-    "Squeeze", "Unsqueeze", "Cast", "QuantIdentity", "AscendQuant", "AscendDequant",
-    "DynamicQuantizeLinear", "QLinearConv", "Gather", "Sub", "Div", "Slice", "Split"};
-static const char *const attributes[] = {
-    "group", "kernel_shape", "strides", "pads", "dilations", "auto_pad", "transA", "transB",
-    "alpha", "beta", "axis", "block_size", "epsilon", "training_mode", "hidden_size", "direction",
-    "layout", "activations", "clip", "linear_before_reset", "input_forget", "perm", "value",
-    "value_float", "value_ints", "body", "then_branch", "else_branch", "to", "count_include_pad",
-    "ceil_mode", "quant_scale", "output_dtype", "saturate", "axes", "output_padding"};
+static const char *const ops[] = {"Conv",
+                                  "ConvTranspose",
+                                  "Gemm",
+                                  "MatMul",
+                                  "AveragePool",
+                                  "LSTM",
+                                  "GRU",
+                                  "Add",
+                                  "Mul",
+                                  "Relu",
+                                  "BatchNormalization",
+                                  "QuantizeLinear",
+                                  "DequantizeLinear",
+                                  "Identity",
+                                  "Constant",
+                                  "If",
+                                  "Loop",
+                                  "Scan",
+                                  "Transpose",
+                                  "Reshape",
+                                  "Flatten",
+                                  "Pad",
+                                  "Clip",
+                                  "MaxPool",
+                                  "Concat",
+                                  "Squeeze",
+                                  "Unsqueeze",
+                                  "Cast",
+                                  "QuantIdentity",
+                                  "AscendQuant",
+                                  "AscendDequant",
+                                  "DynamicQuantizeLinear",
+                                  "QLinearConv",
+                                  "Gather",
+                                  "Sub",
+                                  "Div",
+                                  "Slice",
+                                  "Split"};
+static const char *const attributes[] = {"group",        "kernel_shape",
+                                         "strides",      "pads",
+                                         "dilations",    "auto_pad",
+                                         "transA",       "transB",
+                                         "alpha",        "beta",
+                                         "axis",         "block_size",
+                                         "epsilon",      "training_mode",
+                                         "hidden_size",  "direction",
+                                         "layout",       "activations",
+                                         "clip",         "linear_before_reset",
+                                         "input_forget", "perm",
+                                         "value",        "value_float",
+                                         "value_ints",   "body",
+                                         "then_branch",  "else_branch",
+                                         "to",           "count_include_pad",
+                                         "ceil_mode",    "quant_scale",
+                                         "output_dtype", "saturate",
+                                         "axes",         "output_padding"};
 
 static size_t change_varint(const change *c, const piece *at)
 {
-    static const uint64_t odd[] = {0,     1,     2,          3,         4,
-                                   8,     16,    127,        128,       255,
-                                   32767, 65536, 0x7fffffff, 1u << 31,  UINT32_MAX,
-                                   1ull << 32,   1ull << 60, INT64_MAX, 1ull << 63,
-                                   UINT64_MAX,   UINT64_MAX - 1};
+    static const uint64_t odd[] = {
+        0,          1,          2,          3,         4,          8,          16,
+        127,        128,        255,        32767,     65536,      0x7fffffff, 1u << 31,
+        UINT32_MAX, 1ull << 32, 1ull << 60, INT64_MAX, 1ull << 63, UINT64_MAX, UINT64_MAX - 1};
     uint8_t body[QF_VARINT_MAX];
     qf_wire wire = {c->p->data + at->body, c->p->data + at->end};
     uint64_t value = 0;

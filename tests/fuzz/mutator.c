@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The mutator of targets whose input ends in a model. FUZZ_HEAD says what stands before it: nothing,
- * a number of bytes, a part with its length (FUZZ_CUT), or the parts of an export (FUZZ_EXPORT).
+ * The mutator of targets whose input ends in a model. FUZZ_HEAD says what stands before it:
+ * nothing, a number of bytes, a part with its length (FUZZ_CUT), or the parts of an export
+ * (FUZZ_EXPORT).
  */
 #include <stdlib.h>
 #include <string.h>

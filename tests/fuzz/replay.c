@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Runs a fuzz target over files, and over all files of folders, that are given as arguments. A
- * folder that is not there is empty: a target of which nothing was ever found has no regressions. */
+ * folder that is not there is empty: a target of which nothing was ever found has no regressions.
+ */
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>

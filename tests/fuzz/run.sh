@@ -24,7 +24,8 @@ export QUANTFOLD_FUZZ_FOLDER=$folder
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 trap 'rm -rf "$folder"' EXIT
 
-# An input that takes 10 seconds, asks for 1 GiB at once or makes the process that large is a finding.
+# An input that takes 25 seconds ($QUANTFOLD_FUZZ_TIMEOUT, for a machine with much else to do), asks for
+# 1 GiB at once or makes the process larger than 2 GiB is a finding.
 fuzz() { # fuzz TARGET
   local target=$1 corpus=$build/corpus/$1 found=$build/findings/$1 from=() place
   mkdir -p "$corpus" "$found" "$build/logs"
@@ -33,8 +34,9 @@ fuzz() { # fuzz TARGET
   done
   local dictionary=() start=$SECONDS
   [ -f "tests/fuzz/$target.dict" ] && dictionary=("-dict=tests/fuzz/$target.dict")
-  "$build/tests/fuzz/fuzz_$target" "-max_total_time=$seconds" -timeout=10 -rss_limit_mb=2048 \
-    -malloc_limit_mb=1024 -max_len=16384 -print_final_stats=1 "-artifact_prefix=$found/" \
+  "$build/tests/fuzz/fuzz_$target" "-max_total_time=$seconds" \
+    "-timeout=${QUANTFOLD_FUZZ_TIMEOUT:-25}" -rss_limit_mb=2048 -malloc_limit_mb=1024 \
+    -max_len=16384 -print_final_stats=1 "-artifact_prefix=$found/" \
     "${dictionary[@]}" "$corpus" "${from[@]}" >"$build/logs/$target.log" 2>&1 || true
   printf '%s\t%s\t%s\n' "$target" $((SECONDS - start)) "$(final "$target" number_of_executed_units)" \
     >>"$build/totals.tsv"
@@ -45,7 +47,7 @@ final() { # final TARGET NAME: of libFuzzer's statistics
 }
 
 last() { # last TARGET NAME: the value behind NAME in the last line of progress
-  grep -E "^#[0-9]+.* $2: " "$build/logs/$1.log" | tail -1 | sed -E "s/.* $2: ([^ /]+).*/\1/" | grep . || echo -
+  grep -E "^#[0-9]+.* $2: " "$build/logs/$1.log" | tail -1 | sed -E "s#.* $2: ([^ /]+).*#\1#" | grep . || echo -
 }
 
 rm -rf "$build/findings"
