@@ -127,12 +127,11 @@ static qf_status parse_root(parser *p, const cJSON *root)
     for (const cJSON *v = root->child; status == QF_OK && v; v = v->next) {
         qf_layer_range *item = &r->items[r->count];
         item->layer = p->layer = qf_arena_strdup(&r->arena, v->string);
-        if (!item->layer)
+        void *held = item->layer ? qf_strmap_add(&seen, item->layer, item) : NULL;
+        if (!held)
             status = qf_fail_memory(p->err);
-        else if (qf_strmap_get(&seen, item->layer))
+        else if (held != item)
             status = refuse(p, "the layer is given twice");
-        else if (!qf_strmap_set(&seen, item->layer, item))
-            status = qf_fail_memory(p->err);
         else
             status = parse_layer(p, v, item);
         r->count++;
@@ -163,7 +162,7 @@ qf_status qf_ranges_parse(const char *name, const char *json, size_t length, qf_
     qf_status status;
     if (!ranges->path) {
         status = qf_fail_memory(err);
-    } else if (!cJSON_IsObject(root) || end != json + length) {
+    } else if (!root || !cJSON_IsObject(root) || end != json + length) {
         /* the text need not end in a NUL */
         size_t left = end && end < json + length ? (size_t)(json + length - end) : 0;
         status = refuse(&p,

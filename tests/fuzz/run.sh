@@ -22,6 +22,8 @@ ninja -C "$build" --quiet $(printf 'tests/fuzz/fuzz_%s ' "${targets[@]}")
 folder=$(mktemp -d "$([ -w /dev/shm ] && echo /dev/shm || echo /tmp)/quantfold-fuzz.XXXXXX")
 export QUANTFOLD_FUZZ_FOLDER=$folder
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+# short stacks and a small quarantine are faster; the replay of an input has all
+export ASAN_OPTIONS=malloc_context_size=3:quarantine_size_mb=32
 trap 'rm -rf "$folder"' EXIT
 
 # An input that takes 25 seconds ($QUANTFOLD_FUZZ_TIMEOUT, for a machine with much else to do), asks for
@@ -32,12 +34,17 @@ fuzz() { # fuzz TARGET
   for place in "tests/fuzz/corpus/$target" "tests/fuzz/regressions/$target" "$build/seeds/$target"; do
     [ -d "$place" ] && from+=("$place")
   done
-  local dictionary=() start=$SECONDS
-  [ -f "tests/fuzz/$target.dict" ] && dictionary=("-dict=tests/fuzz/$target.dict")
+  local start=$SECONDS dictionaries=(json)
+  case $target in
+    export) dictionaries=(onnx record json) ;;
+    onnx | qdq | external) dictionaries=(onnx) ;;
+    record) dictionaries=(record) ;;
+  esac
+  for place in "${dictionaries[@]}"; do cat "tests/fuzz/$place.dict"; done >"$folder/$target.dict"
   "$build/tests/fuzz/fuzz_$target" "-max_total_time=$seconds" \
     "-timeout=${QUANTFOLD_FUZZ_TIMEOUT:-25}" -rss_limit_mb=2048 -malloc_limit_mb=1024 \
     -max_len=16384 -print_final_stats=1 "-artifact_prefix=$found/" \
-    "${dictionary[@]}" "$corpus" "${from[@]}" >"$build/logs/$target.log" 2>&1 || true
+    "-dict=$folder/$target.dict" "$corpus" "${from[@]}" >"$build/logs/$target.log" 2>&1 || true
   printf '%s\t%s\t%s\n' "$target" $((SECONDS - start)) "$(final "$target" number_of_executed_units)" \
     >>"$build/totals.tsv"
 }

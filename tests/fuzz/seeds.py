@@ -5,8 +5,12 @@
     build/venv/bin/python tests/fuzz/seeds.py build-fuzz/seeds
 
 runs those tests with itself in place of the program. Called as the program, it writes down what it
-was given, as inputs of the targets that it suits, and then starts the real one. What of that is
-worth keeping (run.sh --minimise) is in tests/fuzz/corpus.
+was given, as inputs of the targets that it suits, and then starts the real one.
+
+    build/venv/bin/python tests/fuzz/seeds.py build-fuzz/seeds --keep
+
+chooses from those and from build-fuzz/corpus what goes to tests/fuzz/corpus: as few inputs as reach
+all that the whole reaches, the smallest first, up to the bytes that each target may have here.
 """
 
 from __future__ import annotations
@@ -42,6 +46,18 @@ CHOICES = {
     "from": ["auto", "float", "qdq"],
     "on-unsupported": ["error", "float"],
     "free-qdq": ["keep", "drop"],
+}
+# bytes of tests/fuzz/corpus
+ROOM = {
+    "export": 200_000,
+    "onnx": 60_000,
+    "qdq": 60_000,
+    "external": 30_000,
+    "record": 25_000,
+    "config": 20_000,
+    "safetensors": 10_000,
+    "json": 10_000,
+    "commit": 20_000,
 }
 FLAGS = {"dedup", "manifest", "json", "dry-run", "verbose", "quiet", "no-fsync", "fsync", "resume"}
 
@@ -84,9 +100,12 @@ def export_options(options: dict[str, str]) -> bytes:
         value = options.get(name)
         return CHOICES[name].index(value) if value in CHOICES[name] else 0
 
-    shape = next(n for n in range(4) if n % 3 == choice("emit"))
-    shape = next(n for n in range(16) if n % 3 == choice("emit") and n // 4 % 3 == choice("external"))
-    shape |= choice("external-layout") << 4 | ("dedup" in options) << 5 | ("manifest" in options) << 6
+    shape = next(
+        n for n in range(16) if n % 3 == choice("emit") and n // 4 % 3 == choice("external")
+    )
+    shape |= (
+        choice("external-layout") << 4 | ("dedup" in options) << 5 | ("manifest" in options) << 6
+    )
     kinds = next(
         n
         for n in range(16)
@@ -236,6 +255,32 @@ def small_json(folder: Path) -> None:
         keep(folder, "json", b"\1" + text.encode())
 
 
+def choose(seeds: Path) -> None:
+    """Fill tests/fuzz/corpus."""
+    import tempfile
+
+    build = REPO / "build-fuzz"
+    for target, room in ROOM.items():
+        place = REPO / "tests" / "fuzz" / "corpus" / target
+        sources = [p for p in (seeds / target, build / "corpus" / target, place) if p.is_dir()]
+        with tempfile.TemporaryDirectory() as merged:
+            program = build / "tests" / "fuzz" / f"fuzz_{target}"
+            subprocess.run(
+                [program, "-merge=1", "-max_len=4096", merged, *sources],
+                check=True,
+                capture_output=True,
+            )
+            inputs = sorted(Path(merged).iterdir(), key=lambda p: (p.stat().st_size, p.name))
+            place.mkdir(parents=True, exist_ok=True)
+            for old in place.iterdir():
+                old.unlink()
+            for file in inputs:
+                room -= file.stat().st_size
+                if room >= 0:
+                    (place / file.name[:16]).write_bytes(file.read_bytes())
+        print(f"{target}: {len(list(place.iterdir()))} of {len(inputs)} inputs")
+
+
 def main() -> int:
     """Collect, or stand in for the program while collecting."""
     if "QUANTFOLD_SEED_FOLDER" in os.environ:
@@ -246,6 +291,9 @@ def main() -> int:
             pass  # a test of files that cannot be read
         os.execv(binary, [binary, *sys.argv[1:]])
     folder = Path(sys.argv[1]).resolve()
+    if "--keep" in sys.argv:
+        choose(folder)
+        return 0
     binary = Path(os.environ.get("QUANTFOLD_BIN", REPO / "build" / "quantfold")).resolve()
     os.environ["QUANTFOLD_SEED_BIN"] = str(binary)
     external(folder)
