@@ -17,16 +17,17 @@ export QUANTFOLD_GOLDEN=${QUANTFOLD_GOLDEN:-$PWD/../shared/golden}
 ninja -C "$build" --quiet
 find "$build" -name '*.gcda' -delete
 
+failed=0 # what a failing test has run counts all the same
 isas=(scalar)
 grep -qw avx2 /proc/cpuinfo && isas+=(avx2)
 grep -qw avx512bw /proc/cpuinfo && isas+=(avx512)
 for isa in "${isas[@]}"; do
-  QUANTFOLD_ISA=$isa meson test -C "$build" --quiet --print-errorlogs
+  QUANTFOLD_ISA=$isa meson test -C "$build" --no-rebuild --quiet --print-errorlogs || failed=1
 done
 if [ "${1:-}" != --unit ]; then
   QUANTFOLD_BIN=$build/quantfold QUANTFOLD_LIBRARY=$PWD/$build/src/libquantfold.so \
     "$python" -m pytest tests --ignore tests/large --ignore tests/hpc --ignore tests/python/test_wheel.py \
-    -q -p no:cacheprovider
+    -q -p no:cacheprovider || failed=1
 fi
 
 # NEON runs on another machine, or under emulation: tests/run.sh. What does not return is not counted as
@@ -34,4 +35,5 @@ fi
 "$python" -m gcovr --root . --object-directory "$build" --filter src/ --filter kernels/ \
   --exclude '.*_neon\.[ch]' --gcov-ignore-parse-errors=negative_hits.warn --exclude-throw-branches \
   --json-summary "$build/coverage.json" --html-details "$build/coverage.html" "$build" >/dev/null
-"$python" tests/analysis/coverage.py "$build/coverage.json" 90
+"$python" tests/analysis/coverage.py "$build/coverage.json" 90 || failed=1
+exit $failed

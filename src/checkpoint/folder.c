@@ -362,7 +362,8 @@ static qf_status read_config(qf_checkpoint *f, qf_error *err)
     if (status != QF_OK)
         return status;
     cJSON *config = cJSON_ParseWithLength(f->config, f->config_length);
-    if (!cJSON_IsObject(config))
+    /* cJSON takes a NUL byte for white space; to all else it ends the text */
+    if (!cJSON_IsObject(config) || strlen(f->config) != f->config_length)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = QF_CONFIG_NAME},
                             "it is not a JSON object");
     cJSON_Delete(config);

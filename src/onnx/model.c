@@ -132,21 +132,40 @@ qf_status qf_model_each_tensor(Onnx__ModelProto *model, qf_tensor_visitor visit,
 
 /* ---- opening ---- */
 
+typedef struct measurer {
+    qf_model *model;
+    qf_error *err;
+} measurer;
+
 /* The number of raw bytes of a span, for varints from the tensor's dims; 0 if those are impossible,
- * which keeps the tensor as it is. */
+ * which keeps the tensor as it is. Other data that is not as long as dtype and dims need is
+ * refused: a copy of it, above all one in an external file, would be a model that nothing reads. */
 static qf_status measure_raw(Onnx__TensorProto *tensor, void *user)
 {
-    qf_model *model = user;
+    const measurer *m = user;
     size_t index = qf_tensor_payload(tensor);
-    if (index >= model->payloads.count)
+    if (index >= m->model->payloads.count)
         return QF_OK;
-    qf_payload *p = &model->payloads.items[index];
-    uint64_t count;
-    if (!qf_field_is_varint(p->field))
-        p->raw_length = p->span.length;
-    else if (qf_dims_count(tensor->dims, tensor->n_dims, &count) && count / 2 <= p->span.length)
-        p->raw_length = qf_raw_bytes(tensor->data_type, count); /* a varint has a byte at least */
-    return QF_OK;
+    qf_payload *p = &m->model->payloads.items[index];
+    uint64_t count = 0;
+    bool counted = qf_dims_count(tensor->dims, tensor->n_dims, &count);
+    if (qf_field_is_varint(p->field)) {
+        if (counted && count / 2 <= p->span.length) /* a varint has a byte at least */
+            p->raw_length = qf_raw_bytes(tensor->data_type, count);
+        return QF_OK;
+    }
+    p->raw_length = p->span.length;
+    uint64_t want = counted ? qf_raw_bytes(tensor->data_type, count) : 0;
+    if (!qf_dtype_bits(tensor->data_type) || (counted && want == p->span.length))
+        return QF_OK;
+    return qf_fail_at(
+        m->err, QF_ERR_INPUT,
+        (qf_where){.file = m->model->files[p->span.file].path,
+                   .item = tensor->name && *tensor->name ? tensor->name : "(unnamed tensor)",
+                   .byte = &p->span.offset},
+        "the tensor has %llu bytes of data, but dtype %s and its dims need %llu",
+        (unsigned long long)p->span.length, qf_dtype_name(tensor->data_type),
+        (unsigned long long)want);
 }
 
 static qf_status find_folder(qf_model *model, const char *path, qf_error *err)
@@ -166,8 +185,9 @@ static qf_status read_graph(qf_model *model, const char *path, qf_arena *arena, 
         qf_skeleton_unpack(model->skeleton, model->skeleton_length, path, arena, &proto, err);
     if (status == QF_OK)
         status = qf_external_resolve(model, arena, proto, err);
+    measurer m = {model, err};
     if (status == QF_OK)
-        status = qf_model_each_tensor(proto, measure_raw, model);
+        status = qf_model_each_tensor(proto, measure_raw, &m);
     if (status == QF_OK) {
         /* from here on the skeleton also carries the payloads of external tensors */
         qf_spill_free(model->skeleton);

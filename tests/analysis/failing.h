@@ -6,7 +6,7 @@
 #ifndef QF_TESTS_ANALYSIS_FAILING_H
 #define QF_TESTS_ANALYSIS_FAILING_H
 
-#include "base/error.h"
+#include "../../src/base/error.h"
 
 #define qf_fail_at(err, code, ...) ((void)qf_fail_at(err, code, __VA_ARGS__), (code))
 #define qf_fail(err, code, ...) ((void)qf_fail(err, code, __VA_ARGS__), (code))

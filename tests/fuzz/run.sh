@@ -11,7 +11,8 @@ build=${QUANTFOLD_FUZZ_BUILD:-build-fuzz}
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ $# -gt 0 ] || targets=(export onnx qdq external record config safetensors json commit)
+[ $# -gt 0 ] || targets=(export onnx qdq external record config safetensors checkpoint json
+  commit)
 cores=${QUANTFOLD_FUZZ_CORES:-$(nproc)}
 
 [ -f "$build/build.ninja" ] ||

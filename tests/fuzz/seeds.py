@@ -56,6 +56,7 @@ ROOM = {
     "record": 25_000,
     "config": 20_000,
     "safetensors": 10_000,
+    "checkpoint": 25_000,
     "json": 10_000,
     "commit": 20_000,
 }
@@ -200,6 +201,7 @@ def external(folder: Path) -> None:
 
 def safetensors(folder: Path) -> None:
     """Headers, sound and not."""
+    import numpy as np
 
     def file(header: dict | str, data: bytes) -> bytes:
         text = header if isinstance(header, str) else json.dumps(header)
@@ -218,6 +220,28 @@ def safetensors(folder: Path) -> None:
     keep(folder, "safetensors", file({"q": tensor("F4", [4], 0, 2)}, bytes(2)))
     keep(folder, "safetensors", file({"a": tensor("F32", [1 << 62, 4], 0, 16)}, bytes(16)))
     keep(folder, "safetensors", file('{"a":[' + "[" * 40, b""))
+
+    # whole checkpoints: options, config.json, index, model.safetensors
+    layer = {
+        "model.embed_tokens.weight": tensor("F32", [4, 4], 0, 64),
+        "model.layers.0.mlp.up_proj.weight": tensor("F32", [4, 8], 64, 192),
+        "model.layers.0.norm.weight": tensor("F32", [4], 192, 208),
+        "lm_head.weight": tensor("F16", [2, 4], 208, 224),
+    }
+    data = np.linspace(-1, 1, 52, dtype=np.float32).tobytes() + bytes(16)
+    index = {"metadata": {}, "weight_map": {name: "model.safetensors" for name in layer}}
+    config = {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
+    old = config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]}}
+    scaled = {
+        "a.weight": tensor("F8_E4M3", [4, 4], 0, 16),
+        "a.weight_scale_inv": tensor("F32", [2, 2], 16, 32),
+    }
+    for scheme in range(8):
+        for more, names in ((0, ""), (1, json.dumps(index)), (0x32, "")):
+            text = part(json.dumps(config).encode()) + part(names.encode())
+            keep(folder, "checkpoint", bytes([scheme, more]) + text + file(layer, data))
+        text = part(json.dumps(old).encode()) + part(b"")
+        keep(folder, "checkpoint", bytes([scheme, 0]) + text + file(scaled, bytes(range(48, 80))))
 
 
 def commit(folder: Path) -> None:
