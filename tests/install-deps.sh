@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 
 build_packages=(gcc libc6-dev meson ninja-build pkg-config protobuf-c-compiler libprotobuf-c-dev
                 libcjson-dev libxxhash-dev libonnx-dev python3)
-test_packages=(libcmocka-dev clang libomp-dev clang-format g++ libbenchmark-dev python3-venv)
+test_packages=(libcmocka-dev clang libomp-dev clang-format g++ libbenchmark-dev python3-venv
+               clang-tidy cppcheck libclang-rt-dev)
 # a cluster on one machine, started by tests/hpc/slurm.sh
 hpc_packages=(slurmctld slurmd slurm-client munge openmpi-bin libopenmpi-dev iproute2 util-linux python3-venv)
 cross_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
