@@ -3,7 +3,8 @@
 # Fuzzes: tests/fuzz/run.sh [SECONDS] [TARGET...]
 # Each target runs SECONDS (60), one on each core, from tests/fuzz/corpus and what earlier runs kept in
 # build-fuzz/corpus; then one table. Exit code 1 if anything was found: the inputs are in
-# build-fuzz/findings. One that is understood goes to tests/fuzz/regressions/TARGET.
+# build-fuzz/findings, and count until they are mended. One that is understood goes to
+# tests/fuzz/regressions/TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -42,10 +43,15 @@ fuzz() { # fuzz TARGET
     record) dictionaries=(record) ;;
   esac
   for place in "${dictionaries[@]}"; do cat "tests/fuzz/$place.dict"; done >"$folder/$target.dict"
+  for place in "$found"/*; do # of earlier runs: what is mended is an input like any other
+    [ ! -f "$place" ] || ! "$build/tests/fuzz/fuzz_$target" "$place" >/dev/null 2>&1 || mv "$place" "$corpus/"
+  done
+  : >"$build/logs/$target.failed"
   "$build/tests/fuzz/fuzz_$target" "-max_total_time=$seconds" \
     "-timeout=${QUANTFOLD_FUZZ_TIMEOUT:-25}" -rss_limit_mb=2048 -malloc_limit_mb=1024 \
     -max_len=16384 -print_final_stats=1 "-artifact_prefix=$found/" \
-    "-dict=$folder/$target.dict" "$corpus" "${from[@]}" >"$build/logs/$target.log" 2>&1 || true
+    "-dict=$folder/$target.dict" "$corpus" "${from[@]}" >"$build/logs/$target.log" 2>&1 ||
+    echo "exit code $?" >"$build/logs/$target.failed"
   printf '%s\t%s\t%s\n' "$target" $((SECONDS - start)) "$(final "$target" number_of_executed_units)" \
     >>"$build/totals.tsv"
 }
@@ -58,7 +64,6 @@ last() { # last TARGET NAME: the value behind NAME in the last line of progress
   grep -E "^#[0-9]+.* $2: " "$build/logs/$1.log" | tail -1 | sed -E "s#.* $2: ([^ /]+).*#\1#" | grep . || echo -
 }
 
-rm -rf "$build/findings"
 for target in "${targets[@]}"; do
   while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n || true; done
   fuzz "$target" &
@@ -70,7 +75,7 @@ printf '%-12s %10s %8s %8s %8s %8s %9s %10s %12s\n' \
   target runs exec/s corpus edges features findings seconds 'runs in all'
 for target in "${targets[@]}"; do
   findings=$(find "$build/findings/$target" -type f | wc -l)
-  [ "$findings" -eq 0 ] || failed=1
+  [ "$findings" -eq 0 ] && [ ! -s "$build/logs/$target.failed" ] || failed=1
   read -r time runs < <(awk -v t="$target" '$1 == t { s += $2; n += $3 } END { print s + 0, n + 0 }' \
     "$build/totals.tsv")
   printf '%-12s %10s %8s %8s %8s %8s %9s %10s %12s\n' "$target" \
@@ -78,9 +83,9 @@ for target in "${targets[@]}"; do
     "$(last "$target" cov)" "$(last "$target" ft)" "$findings" "$time" "$runs"
 done
 for target in "${targets[@]}"; do
-  [ -z "$(ls -A "$build/findings/$target")" ] || {
-    printf '\n%s:\n' "$target"
-    ls "$build/findings/$target"/*
+  [ -z "$(ls -A "$build/findings/$target")" ] && [ ! -s "$build/logs/$target.failed" ] || {
+    printf '\n%s: %s\n' "$target" "$(cat "$build/logs/$target.failed")"
+    find "$build/findings/$target" -type f
     grep -E 'ERROR:|does not hold|runtime error|SUMMARY' "$build/logs/$target.log" | head -5
   }
 done
