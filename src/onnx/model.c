@@ -137,35 +137,52 @@ typedef struct measurer {
     qf_error *err;
 } measurer;
 
+/* Data that is not as long as dtype and dims need is refused: a copy of it, above all one in an
+ * external file, would be a model that nothing reads. `byte` may be NULL. */
+static qf_status check_length(const measurer *m, const Onnx__TensorProto *tensor, uint64_t length,
+                              const uint64_t *byte)
+{
+    uint64_t count = 0;
+    bool counted = qf_dims_count(tensor->dims, tensor->n_dims, &count);
+    uint64_t want = counted ? qf_raw_bytes(tensor->data_type, count) : 0;
+    if (!length || !qf_dtype_bits(tensor->data_type) || (counted && want == length))
+        return QF_OK;
+    const char *name = tensor->name && *tensor->name ? tensor->name : "(unnamed tensor)";
+    return qf_fail_at(m->err, QF_ERR_INPUT,
+                      (qf_where){.file = m->model->files[0].path, .item = name, .byte = byte},
+                      "the tensor has %llu bytes of data, but dtype %s and its dims need %llu",
+                      (unsigned long long)length, qf_dtype_name(tensor->data_type),
+                      (unsigned long long)want);
+}
+
+/* Data that stayed in the skeleton: what is written is one field of it. */
+static qf_status check_kept(const measurer *m, const Onnx__TensorProto *tensor)
+{
+    qf_status status = check_length(m, tensor, tensor->raw_data.len, NULL);
+    if (status == QF_OK)
+        status = check_length(m, tensor, (uint64_t)tensor->n_float_data * 4, NULL);
+    if (status == QF_OK)
+        status = check_length(m, tensor, (uint64_t)tensor->n_double_data * 8, NULL);
+    return status;
+}
+
 /* The number of raw bytes of a span, for varints from the tensor's dims; 0 if those are impossible,
- * which keeps the tensor as it is. Other data that is not as long as dtype and dims need is
- * refused: a copy of it, above all one in an external file, would be a model that nothing reads. */
+ * which keeps the tensor as it is. */
 static qf_status measure_raw(Onnx__TensorProto *tensor, void *user)
 {
     const measurer *m = user;
     size_t index = qf_tensor_payload(tensor);
     if (index >= m->model->payloads.count)
-        return QF_OK;
+        return check_kept(m, tensor);
     qf_payload *p = &m->model->payloads.items[index];
     uint64_t count = 0;
-    bool counted = qf_dims_count(tensor->dims, tensor->n_dims, &count);
-    if (qf_field_is_varint(p->field)) {
-        if (counted && count / 2 <= p->span.length) /* a varint has a byte at least */
-            p->raw_length = qf_raw_bytes(tensor->data_type, count);
-        return QF_OK;
+    if (!qf_field_is_varint(p->field)) {
+        p->raw_length = p->span.length;
+        return check_length(m, tensor, p->span.length, &p->span.offset);
     }
-    p->raw_length = p->span.length;
-    uint64_t want = counted ? qf_raw_bytes(tensor->data_type, count) : 0;
-    if (!qf_dtype_bits(tensor->data_type) || (counted && want == p->span.length))
-        return QF_OK;
-    return qf_fail_at(
-        m->err, QF_ERR_INPUT,
-        (qf_where){.file = m->model->files[p->span.file].path,
-                   .item = tensor->name && *tensor->name ? tensor->name : "(unnamed tensor)",
-                   .byte = &p->span.offset},
-        "the tensor has %llu bytes of data, but dtype %s and its dims need %llu",
-        (unsigned long long)p->span.length, qf_dtype_name(tensor->data_type),
-        (unsigned long long)want);
+    if (qf_dims_count(tensor->dims, tensor->n_dims, &count) && count / 2 <= p->span.length)
+        p->raw_length = qf_raw_bytes(tensor->data_type, count); /* a varint has a byte at least */
+    return QF_OK;
 }
 
 static qf_status find_folder(qf_model *model, const char *path, qf_error *err)
