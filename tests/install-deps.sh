@@ -10,6 +10,7 @@ build_packages=(gcc libc6-dev meson ninja-build pkg-config protobuf-c-compiler l
                 libcjson-dev libxxhash-dev libonnx-dev python3)
 test_packages=(libcmocka-dev clang libomp-dev clang-format g++ libbenchmark-dev python3-venv
                openmpi-bin libopenmpi-dev mandoc zsh
+               clang-tidy cppcheck libclang-rt-dev
                chromium) # tests/report/test_browser.py
 # a cluster on one machine, started by tests/hpc/slurm.sh
 hpc_packages=(slurmctld slurmd slurm-client munge openmpi-bin libopenmpi-dev iproute2 util-linux python3-venv)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# All tests, as CI runs them: both compilers with warnings as errors, unit tests and Python tests of
-# the release build, then both again under AddressSanitizer and UBSan, and at last, on x86-64, what an
-# aarch64 build does under emulation.
+# All tests, as CI runs them: both compilers with warnings as errors, static analysis, unit tests and
+# Python tests of the release build, then both again under AddressSanitizer and UBSan, a minute of
+# fuzzing for each target, and at last, on x86-64, what an aarch64 build does under emulation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,6 +41,9 @@ find src kernels include tests bench -name '*.[ch]' -o -name '*.cc' | xargs clan
 step "types of the Python package"
 "$python" -m mypy --strict python/quantfold
 
+step "static analysis"
+tests/analyze.sh
+
 step "unit tests: gcc, clang, sanitizers"
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_leaks=1
 for folder in build build-clang build-asan; do
@@ -62,6 +65,9 @@ step "golden, conformance and fault tests: sanitizers"
 # the Python package loads the library, which a sanitizer does not allow
 QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large --ignore tests/hpc \
   --ignore tests/python --ignore tests/report/test_browser.py -q -p no:cacheprovider
+
+step "fuzzing: a minute for each target"
+tests/fuzz/run.sh 60
 
 [ "$(uname -m)" = x86_64 ] || exit 0 # aarch64 itself has had its tests above
 

@@ -147,7 +147,7 @@ qf_status qf_files_check(const qf_file *files, size_t count, qf_status status, q
 void qf_file_advise(const qf_file *file, const unsigned char *from, const unsigned char *to,
                     int advice)
 {
-    const uintptr_t huge = 2 * 1024 * 1024;
+    const uintptr_t huge = (uintptr_t)2 * 1024 * 1024;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), data = (uintptr_t)file->data;
     uintptr_t end = (data + file->size) & ~(page - 1);
     uintptr_t first = (uintptr_t)from & ~(huge - 1);

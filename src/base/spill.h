@@ -24,7 +24,7 @@ enum { QF_SPILL_LARGE = 512 * 1024 };
 /* `size` bytes, aligned for any type, zeroed; NULL when memory is exhausted. */
 void *qf_spill_alloc(size_t size);
 /* NULL is fine. */
-void qf_spill_free(void *block);
+void qf_spill_free(void *memory);
 
 /* Makes room for at least `need` elements of `size` bytes in the array *items from here, with room
  * for *cap. New elements are not initialised. False when memory is exhausted; the array is

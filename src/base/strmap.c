@@ -76,6 +76,11 @@ static qf_strmap_slot *enter(qf_strmap *map, const char *key)
 
 bool qf_strmap_set(qf_strmap *map, const char *key, void *value)
 {
+    if (!value) { /* the slot keeps the key that it has: this one may not live as long */
+        if (map->cap)
+            map->slots[find(map, key, hash_of(key))].value = NULL;
+        return true;
+    }
     qf_strmap_slot *slot = enter(map, key);
     if (slot)
         *slot = (qf_strmap_slot){key, value};

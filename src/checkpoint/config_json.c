@@ -156,6 +156,8 @@ static char *other_members(const char *config)
 {
     char *out = malloc(strlen(config) + 1), *to = out;
     const char *p = strchr(config, '{');
+    if (out)
+        *out = '\0';
     if (!out || !p)
         return out;
     for (p++; *p && *p != '}';) {

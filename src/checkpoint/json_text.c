@@ -6,9 +6,12 @@
 #include "base/json.h"
 #include "quant/text_token.h"
 
-/* Whether a string has the character NUL as an escape. */
-static bool has_nul_escape(const char *text, size_t length)
+/* Whether the character NUL is there, as a byte, which cJSON takes for white space, or as an escape
+ * in a string. */
+static bool has_nul(const char *text, size_t length)
 {
+    if (memchr(text, '\0', length))
+        return true;
     for (size_t i = 0; i + 6 <= length; i++) {
         if (text[i] != '\\')
             continue;
@@ -32,8 +35,8 @@ cJSON *qf_json_object(const char *text, size_t length, const char **why)
     *why = NULL;
     if (qf_utf8_prefix(text, length) < length)
         *why = "it has bytes that are not UTF-8";
-    else if (has_nul_escape(text, length))
-        *why = "a string of it holds the character NUL";
+    else if (has_nul(text, length))
+        *why = "it holds the character NUL";
     if (*why)
         return NULL;
     bool exhausted = false;

@@ -204,9 +204,10 @@ static qf_status read_entries(const reader *r, const cJSON *header, qf_safetenso
             return status;
     }
     size_t count = tensors->count - first;
+    qf_safetensor *items = count ? tensors->items + first : NULL;
     if (count)
-        qsort(tensors->items + first, count, sizeof *tensors->items, by_offset);
-    return check_cover(r, tensors->items + first, count);
+        qsort(items, count, sizeof *items, by_offset);
+    return check_cover(r, items, count);
 }
 
 qf_status qf_safetensors_read(const qf_file *file, int number, qf_arena *arena,

@@ -34,10 +34,10 @@ typedef struct cli_opened {
 
 /* Opens what is named, going on after a failure so that all three are reported. Every failure
  * becomes a finding. Returns the first status that is not QF_OK. */
-qf_status cli_open(const cli_inputs *inputs, cli_opened *out, qf_diagnostics *diagnostics);
+qf_status cli_open(const cli_inputs *inputs, cli_opened *out, qf_diagnostics *list);
 /* Plans with what was opened; a failure becomes a finding. */
 qf_status cli_plan(const cli_opened *opened, const qf_io_spec *io, const qf_export_options *options,
-                   qf_diagnostics *diagnostics, qf_plan **plan);
+                   qf_diagnostics *list, qf_plan **plan);
 /* Adds `err` to the list unless the failed call did (the list had `known` errors before it).
  * Returns `status`. */
 qf_status cli_note(qf_diagnostics *list, qf_status status, const qf_error *err, size_t known);

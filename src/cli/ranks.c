@@ -117,6 +117,7 @@ void cli_ranks_end(void)
 
 #else
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): MPI_Init writes to it */
 void cli_ranks_begin(int *argc, char ***argv)
 {
     (void)argc;

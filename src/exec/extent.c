@@ -150,7 +150,7 @@ static qf_status find(qf_extent *e, const matrix *m, const qf_file *sources, int
     uint64_t total = m->rows * m->cols, pieces = (total + PIECE - 1) / PIECE;
     bool memory = true, finite = true;
     if (pieces < (uint64_t)threads)
-        threads = (int)pieces;
+        threads = (int)pieces; /* NOLINT(clang-analyzer-deadcode.DeadStores): the pragma reads it */
 #pragma omp parallel num_threads(threads) reduction(&& : memory, finite)
     {
         worker w;

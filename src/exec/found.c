@@ -186,7 +186,7 @@ static qf_status quantize_band(const finder *f, qf_region r, int8_t *q, float *s
     size_t n = (size_t)r.cols;
     memset(scales, 0, n * sizeof *scales);
     for (uint64_t done = 0; done < 2 * r.rows; done++) { /* twice over the band */
-        uint64_t row = done % r.rows;
+        uint64_t row = done % r.rows; /* NOLINT(clang-analyzer-core.DivideZero): not in this loop */
         qf_elements x = qf_block_elements(f->job, f->index, (r.row + row) * f->job->cols + r.col, n,
                                           f->scratch);
         if (!x.data)

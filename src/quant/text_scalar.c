@@ -191,7 +191,7 @@ static qf_status parse_string(qf_text_reader *r, const ProtobufCFieldDescriptor 
     status = qf_text_take(r, n + 1, &copy);
     if (status != QF_OK)
         return status;
-    memcpy(copy, r->scratch, n);
+    memcpy(copy, r->scratch, n); /* NOLINT(clang-analyzer-core.CallAndMessage): taken */
     if (text)
         *(char **)slot = copy;
     else

@@ -153,7 +153,9 @@ static void read_record(chooser *c)
     c->per_tensor = n == 1;
     if (n == 1 || n == c->channels)
         return;
-    uint64_t groups = n / c->channels;
+    uint64_t groups = n / c->channels; /* NOLINT(clang-analyzer-core.DivideZero): not empty */
+    /* NOLINTNEXTLINE(clang-analyzer-core.DivideZero): there are scales, so groups if n % channels
+     * is 0 */
     if (n % c->channels || groups > c->depth || c->depth % groups) {
         refuse(c,
                "scale_w has %llu values; the layer takes 1, %llu (one for each output channel), or "

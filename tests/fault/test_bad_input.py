@@ -203,6 +203,18 @@ def test_model_without_a_graph(job):
     job.refused("model.onnx")
 
 
+@pytest.mark.parametrize("field", ["raw_data", "float_data"])
+def test_data_that_does_not_fit_its_dims(job, field):
+    model = onnx.load(str(job.model))
+    tensor = model.graph.initializer.add(name="spare", data_type=TensorProto.FLOAT, dims=[2, 3])
+    if field == "raw_data":
+        tensor.raw_data = bytes(20)
+    else:
+        tensor.float_data.extend([0.0] * 5)
+    job.model.write_bytes(model.SerializeToString())
+    job.refused("spare", "20 bytes", "24")
+
+
 # ---- external data -------------------------------------------------------------------------------
 
 
