@@ -3,7 +3,7 @@
 """Makes every system call and allocation of whole runs fail in turn, and prints what came of it.
 
     matrix.py [--quantfold build/quantfold] [--dir FOLDER]
-              [--scenario NAME ...] [--function NAME ...] [--stride N] [--jobs N] [--verbose]
+              [--scenario NAME ...] [--function NAME ...] [--stride N] [--jobs N]
 
 Each scenario (scenarios.py) runs once without a fault, which tells how many calls of each function
 there are, and then once for each of them and for each way in which it can go wrong: an errno, that
@@ -44,7 +44,7 @@ for folder in ("tests", "tests/golden", "tests/conformance", "datasets", "tests/
 import shim  # noqa: E402
 from scenarios import SCENARIOS, Scenario, drop_from_cache  # noqa: E402
 
-TIMEOUT = 20
+TIMEOUT = 60
 DONE, SYSTEM_FAILED, INTERRUPTED = 0, 3, 130
 
 # What can happen at a call; with "+", also at all later ones.

@@ -7,7 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +102,8 @@ class Scenario:
     steps: Callable[[Path, Path], list[list]]
     at: int = 0
     uncached: bool = False  # the source is read from the disk
-    keeps: bool = False  # what a failed run has staged stays until the next one
     started: str = ""  # a fault that ends a run before, whose work is then taken up
     fresh: bool = False  # there is no older output, and no folder for it
-    env: dict = field(default_factory=dict)
 
 
 def export(*extra) -> Callable[[Path, Path], list[list]]:
@@ -159,16 +157,15 @@ SCENARIOS = [
         export(*ONE, "--external", "always", "--external-layout", "single", "--io", "direct"),
         uncached=True,
     ),
-    Scenario("resume", write_model, export(*ONE, "--resume", "--manifest"), keeps=True),
+    Scenario("resume", write_model, export(*ONE, "--resume", "--manifest")),
     Scenario(
         "resume, taken up",
         write_external_model,
         export(*ONE, "--external", "always", "--resume", "--manifest"),
-        keeps=True,
         started="pwrite:5:SIGKILL",
     ),
-    Scenario("shard", write_model, shards, at=1, keeps=True),
-    Scenario("commit", write_model, shards, at=2, keeps=True),
+    Scenario("shard", write_model, shards, at=1),
+    Scenario("commit", write_model, shards, at=2),
     Scenario("checkpoint", write_checkpoint, checkpoint),
     Scenario("record", write_model, record),
 ]

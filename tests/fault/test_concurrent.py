@@ -30,7 +30,6 @@ class Arena:
         self.quantfold = quantfold
         self.folder = folder
         self.out = folder / "out"
-        self.wins: dict[str, int] = {}
         for seed in (0, 1):
             scenarios.write_model(self.inputs(seed), seed)
         self.whole = [self.result_of(self.export(seed)) for seed in (0, 1)]
@@ -70,8 +69,6 @@ class Arena:
             err = decode(process.communicate(timeout=60)[1])
             assert_no_sanitizer_report(err)
             ended[name] = (process.returncode, err)
-        for name, (code, _) in ended.items():
-            self.wins[name] = self.wins.get(name, 0) + (code == 0)
         return ended
 
 
@@ -135,9 +132,7 @@ def test_export_against_commit(arena):
         ), why
         assert exported == 0 or committed == 0
         allowed = [arena.whole[0]] * (exported == 0) + [arena.whole[1]] * (committed == 0)
-        now = snapshot(arena.out)
-        if exported == 0 or committed == 0:
-            assert now in allowed, sorted(now)
+        assert snapshot(arena.out) in allowed
 
 
 def test_export_against_shard(arena):
