@@ -539,7 +539,7 @@ def report(prefix: PathLike, output: PathLike | None = None) -> str:
         status = findings.lib.qf_summary_save(_path(prefix), target, byref(saved), byref(error))
         findings.check(status, error)
         stack.callback(c.libc_free(), saved)
-        return os.fsdecode(ctypes.string_at(saved))  # type: ignore[arg-type]
+        return os.fsdecode(ctypes.string_at(saved))
 
 
 def report_data(prefix: PathLike) -> dict[str, Any]:
@@ -552,7 +552,7 @@ def report_data(prefix: PathLike) -> dict[str, Any]:
         )
         findings.check(status, error)
         stack.callback(c.libc_free(), text)
-        data: dict[str, Any] = json.loads(ctypes.string_at(text, length.value))  # type: ignore[arg-type]
+        data: dict[str, Any] = json.loads(ctypes.string_at(text, length.value))
         return data
 
 
