@@ -3,7 +3,6 @@
  * and script are inline, and its Content-Security-Policy allows those two alone, by their hash. */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "report/summary.h"
 
@@ -253,7 +252,9 @@ static void put_warnings(const qf_summary *s, FILE *out)
 /* ---- table ---- */
 
 typedef struct column {
-    const char *title, *format;
+    const char *title;
+    bool fixed; /* `digits` behind the point; else significant ones */
+    int digits;
     double (*value)(const qf_row *r);
     qf_warning_kind kind; /* that marks a cell; QF_WARN_KINDS: none */
 } column;
@@ -303,15 +304,15 @@ static double get_bias(const qf_row *r)
     return 100 * r->bias_share;
 }
 
-static const column table_columns[] = {{"Channels", "%.0f", get_channels, QF_WARN_KINDS},
-                                       {"Scale min", "%.3g", get_scale_min, QF_WARN_NEAR_ZERO},
-                                       {"Scale max", "%.3g", get_scale_max, QF_WARN_KINDS},
-                                       {"SQNR dB", "%.1f", get_sqnr, QF_WARN_SQNR},
-                                       {"Max error", "%.3g", get_max_error, QF_WARN_KINDS},
-                                       {"Clipped %", "%.2f", get_clipped, QF_WARN_CLIPPED},
-                                       {"Saturated %", "%.2f", get_saturated, QF_WARN_SATURATED},
-                                       {"Dead", "%.0f", get_dead, QF_WARN_DEAD},
-                                       {"Bias %", "%.2f", get_bias, QF_WARN_BIAS}};
+static const column table_columns[] = {{"Channels", true, 0, get_channels, QF_WARN_KINDS},
+                                       {"Scale min", false, 3, get_scale_min, QF_WARN_NEAR_ZERO},
+                                       {"Scale max", false, 3, get_scale_max, QF_WARN_KINDS},
+                                       {"SQNR dB", true, 1, get_sqnr, QF_WARN_SQNR},
+                                       {"Max error", false, 3, get_max_error, QF_WARN_KINDS},
+                                       {"Clipped %", true, 2, get_clipped, QF_WARN_CLIPPED},
+                                       {"Saturated %", true, 2, get_saturated, QF_WARN_SATURATED},
+                                       {"Dead", true, 0, get_dead, QF_WARN_DEAD},
+                                       {"Bias %", true, 2, get_bias, QF_WARN_BIAS}};
 enum { TABLE_COLUMNS = sizeof table_columns / sizeof *table_columns };
 
 static void put_number_cell(const qf_row *r, const column *c, FILE *out)
@@ -326,12 +327,12 @@ static void put_number_cell(const qf_row *r, const column *c, FILE *out)
             isinf(value) ? 1e9 : value);
     if (isinf(value))
         fputs("exact", out);
-    else if (value > 0 && value < 0.005 && strcmp(c->format, "%.2f") == 0)
+    else if (value > 0 && value < 0.005 && c->digits == 2)
         fputs("&lt;\xe2\x80\x89"
               "0.01",
               out); /* not none */
     else
-        fprintf(out, c->format, value);
+        fprintf(out, c->fixed ? "%.*f" : "%.*g", c->digits, value);
     fputs("</td>", out);
 }
 
