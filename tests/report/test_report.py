@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
 import re
 import sys
@@ -433,6 +434,16 @@ def test_python(digits, tmp_path, quantfold, monkeypatch):
     assert saved == str(tmp_path / "p.html")
     assert Path(saved).read_bytes() == page(quantfold, digits).read_bytes()
     assert package.report_data(digits) == data(quantfold, digits)
+    for name in ("de_DE.UTF-8", "fr_FR.UTF-8"):  # where a host program has commas in its numbers
+        try:
+            locale.setlocale(locale.LC_NUMERIC, name)
+        except locale.Error:
+            continue
+        try:
+            package.report(digits, tmp_path / "p.html")
+        finally:
+            locale.setlocale(locale.LC_NUMERIC, "C")
+        assert Path(saved).read_bytes() == page(quantfold, digits).read_bytes()
     with pytest.raises(package.InputError):
         package.report(tmp_path / "none")
 
