@@ -508,8 +508,8 @@ QF_API qf_status qf_checkpoint_export(qf_checkpoint_plan *plan, qf_report **out,
 
 /* ---- 7. Reports --------------------------------------------------------------------------- */
 
-/* What an export or a checkpoint with `stats` wrote, as a page or as JSON: docs/report.md. `path` is
- * the save path, the folder of the checkpoint, or the manifest itself. A manifest without
+/* What an export or a checkpoint with `stats` wrote, as a page or as JSON: docs/report.md. `path`
+ * is the save path, the folder of the checkpoint, or the manifest itself. A manifest without
  * statistics gives what it has. QF_ERR_INPUT if there is no manifest, or it is none. */
 
 /* The page: one HTML document that refers to nothing outside itself. *out is malloc'ed,
