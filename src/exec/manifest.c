@@ -208,16 +208,16 @@ static int fill_file(cJSON *file, const qf_result *results, size_t count)
     return good;
 }
 
+/* As text: a tree of its own for each number would take most of the memory of a large manifest. */
 static bool add_counts(cJSON *object, const char *key, const uint32_t *counts, int n)
 {
-    double values[QF_BINS];
+    char text[QF_BINS * 12 + 3] = "[";
+    size_t at = 1;
     for (int i = 0; i < n; i++)
-        values[i] = counts[i];
-    cJSON *array = cJSON_CreateDoubleArray(values, n);
-    if (array && cJSON_AddItemToObject(object, key, array))
-        return true;
-    cJSON_Delete(array);
-    return false;
+        at +=
+            (size_t)snprintf(text + at, sizeof text - at, i ? ", %" PRIu32 : "%" PRIu32, counts[i]);
+    snprintf(text + at, sizeof text - at, "]");
+    return cJSON_AddRawToObject(object, key, text) != NULL;
 }
 
 /* Counts of the floats over their scales and of the integers, over one range. */

@@ -20,7 +20,7 @@ struct qf_job;
 enum {
     QF_SAMPLE_ALL = 16 * 1024, /* elements */
     QF_SAMPLE_RUN = 1024,
-    QF_SAMPLE_EVERY = 64,
+    QF_SAMPLE_EVERY = 128,
     QF_SAMPLE_PERIOD = QF_SAMPLE_RUN * QF_SAMPLE_EVERY
 };
 /* A channel of zeros, whose largest magnitude would be its scale's numerator, gets this much; a

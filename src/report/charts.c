@@ -104,16 +104,30 @@ static void named_bars(const qf_summary *s, size_t count, double end, FILE *out)
     fputs("</svg>\n", out);
 }
 
-/* Lines every STEP dB, or every other, with their numbers above them. */
+static double line_step(double end)
+{
+    return end > 8 * STEP ? 2 * STEP : STEP;
+}
+
+/* The numbers of the lines, in a picture of their own beside the columns. */
+static void put_ticks(FILE *out, double end)
+{
+    double step = line_step(end);
+    fprintf(out, "<svg class=\"ticks\" width=\"42\" height=\"%d\" aria-hidden=\"true\">",
+            TOP + PLOT_HEIGHT + 2);
+    for (double db = 0; db <= end; db += step)
+        fprintf(out, "<text class=\"tick\" x=\"34\" y=\"%.1f\" text-anchor=\"end\">%.0f%s</text>",
+                TOP + PLOT_HEIGHT * (1 - db / end) + (db > 0 ? 4 : 0), db,
+                db + step > end ? " dB" : "");
+    fputs("</svg>\n", out);
+}
+
 static void put_lines(FILE *out, double end)
 {
-    double step = end > 8 * STEP ? 2 * STEP : STEP;
+    double step = line_step(end);
     for (double db = 0; db <= end; db += step) {
         double y = TOP + PLOT_HEIGHT * (1 - db / end);
-        fprintf(out,
-                "<line class=\"grid\" x1=\"0\" x2=\"100%%\" y1=\"%.1f\" y2=\"%.1f\"/>"
-                "<text class=\"tick\" x=\"0\" y=\"%.1f\">%.0f%s</text>",
-                y, y, y - 3, db, db + step > end ? " dB" : "");
+        fprintf(out, "<line class=\"grid\" x1=\"0\" x2=\"100%%\" y1=\"%.1f\" y2=\"%.1f\"/>", y, y);
     }
 }
 
@@ -133,9 +147,10 @@ static const qf_row *worst_of(const qf_summary *s, size_t *at, size_t take)
 
 static void columns(const qf_summary *s, size_t count, double end, FILE *out)
 {
-    const double left = 9; /* percent, for the numbers of the lines */
     size_t take = (count + COLUMNS_MOST - 1) / COLUMNS_MOST, n = (count + take - 1) / take, at = 0;
-    double width = (100 - left) / (double)n;
+    double width = 100 / (double)n;
+    fputs("<div class=\"plot\">\n", out);
+    put_ticks(out, end);
     begin_chart(out, TOP + PLOT_HEIGHT + 2,
                 take > 1 ? "A column for the worst of several weights, in the order of the model"
                          : "A column for each weight, in the order of the model");
@@ -146,12 +161,12 @@ static void columns(const qf_summary *s, size_t count, double end, FILE *out)
             break;
         double height = PLOT_HEIGHT * percent(r->sqnr, end) / 100;
         fprintf(out, "<rect class=\"%s\" x=\"%.3f%%\" y=\"%.1f\" width=\"%.3f%%\" height=\"%.1f\">",
-                class_of(r), left + (double)i * width, TOP + PLOT_HEIGHT - height,
-                width * (n > 150 ? 1 : 0.75), height);
+                class_of(r), (double)i * width, TOP + PLOT_HEIGHT - height,
+                width * (n > 150 ? 1.15 : 0.75), height);
         put_title(out, r);
         fputs("</rect>\n", out);
     }
-    fputs("</svg>\n", out);
+    fputs("</svg>\n</div>\n", out);
     if (take > 1)
         fprintf(out, "<p class=\"note\">Each column is the worst of %zu weights.</p>\n", take);
 }
@@ -177,7 +192,7 @@ enum { VIEW_HEIGHT = 100, MARGIN = 2 /* bins on each side, for what lies outside
 static void put_steps(FILE *out, const double *counts, int n, double most, bool closed)
 {
     double width = (double)QF_BINS / n;
-    fprintf(out, closed ? "M0 %d" : "M0 %d", VIEW_HEIGHT);
+    fprintf(out, "M0 %d", VIEW_HEIGHT);
     for (int i = 0; i < n; i++)
         fprintf(out, "V%.4gH%.4g", VIEW_HEIGHT - VIEW_HEIGHT * counts[i] / width / most,
                 (i + 1) * width);

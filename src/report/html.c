@@ -3,7 +3,6 @@
  * and script are inline, and its Content-Security-Policy allows those two alone, by their hash. */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "report/summary.h"
 
@@ -17,80 +16,7 @@ enum {
     NAME_MOST = 60
 };
 
-/* ---- text ---- */
-
-/* Bytes of the character of UTF-8 at `p`, 0 if there is none. */
-static size_t character(const unsigned char *p)
-{
-    if (*p < 0x80)
-        return *p >= 0x20 && *p != 0x7f ? 1 : 0;
-    size_t n = *p >= 0xf0 && *p < 0xf5 ? 4 : *p >= 0xe0 ? 3 : *p >= 0xc2 ? 2 : 0;
-    for (size_t i = 1; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    }
-    return *p >= 0xf5 ? 0 : n;
-}
-
-/* Puts one character and returns what is behind it. */
-static const char *put_character(FILE *out, const char *p)
-{
-    size_t n = character((const unsigned char *)p);
-    switch (*p) {
-    case '&':
-        fputs("&amp;", out);
-        return p + 1;
-    case '<':
-        fputs("&lt;", out);
-        return p + 1;
-    case '>':
-        fputs("&gt;", out);
-        return p + 1;
-    case '"':
-        fputs("&quot;", out);
-        return p + 1;
-    case '\'':
-        fputs("&#39;", out);
-        return p + 1;
-    default:
-        break;
-    }
-    if (n)
-        fwrite(p, 1, n, out);
-    else
-        fputs("\xef\xbf\xbd", out);
-    return p + (n ? n : 1);
-}
-
-void qf_html_text(FILE *out, const char *text)
-{
-    while (*text)
-        text = put_character(out, text);
-}
-
-static size_t characters(const char *text)
-{
-    size_t count = 0;
-    for (const char *p = text; *p; count++) {
-        size_t n = character((const unsigned char *)p);
-        p += n ? n : 1;
-    }
-    return count;
-}
-
-void qf_html_short(FILE *out, const char *text, size_t most)
-{
-    size_t count = characters(text), head = count > most ? most / 3 : count, i = 0;
-    size_t tail = count > most ? count - (most - head - 1) : count;
-    for (const char *p = text; *p; i++) {
-        size_t n = character((const unsigned char *)p);
-        if (i == head)
-            fputs("\xe2\x80\xa6", out);
-        if (i < head || i >= tail)
-            put_character(out, p);
-        p += n ? n : 1;
-    }
-}
+/* ---- head ---- */
 
 static void put_bytes(FILE *out, double bytes)
 {
@@ -106,8 +32,6 @@ static void put_bytes(FILE *out, double bytes)
     }
     fprintf(out, unit && bytes < 99.95 ? "%.1f\xc2\xa0%s" : "%.0f\xc2\xa0%s", bytes, units[unit]);
 }
-
-/* ---- head ---- */
 
 static void put_head(const qf_summary *s, FILE *out)
 {
@@ -253,7 +177,9 @@ static void put_warnings(const qf_summary *s, FILE *out)
 /* ---- table ---- */
 
 typedef struct column {
-    const char *title, *format;
+    const char *title;
+    bool fixed; /* `digits` behind the point; else significant ones */
+    int digits;
     double (*value)(const qf_row *r);
     qf_warning_kind kind; /* that marks a cell; QF_WARN_KINDS: none */
 } column;
@@ -303,15 +229,15 @@ static double get_bias(const qf_row *r)
     return 100 * r->bias_share;
 }
 
-static const column table_columns[] = {{"Channels", "%.0f", get_channels, QF_WARN_KINDS},
-                                       {"Scale min", "%.3g", get_scale_min, QF_WARN_NEAR_ZERO},
-                                       {"Scale max", "%.3g", get_scale_max, QF_WARN_KINDS},
-                                       {"SQNR dB", "%.1f", get_sqnr, QF_WARN_SQNR},
-                                       {"Max error", "%.3g", get_max_error, QF_WARN_KINDS},
-                                       {"Clipped %", "%.2f", get_clipped, QF_WARN_CLIPPED},
-                                       {"Saturated %", "%.2f", get_saturated, QF_WARN_SATURATED},
-                                       {"Dead", "%.0f", get_dead, QF_WARN_DEAD},
-                                       {"Bias %", "%.2f", get_bias, QF_WARN_BIAS}};
+static const column table_columns[] = {{"Channels", true, 0, get_channels, QF_WARN_KINDS},
+                                       {"Scale min", false, 3, get_scale_min, QF_WARN_NEAR_ZERO},
+                                       {"Scale max", false, 3, get_scale_max, QF_WARN_KINDS},
+                                       {"SQNR dB", true, 1, get_sqnr, QF_WARN_SQNR},
+                                       {"Max error", false, 3, get_max_error, QF_WARN_KINDS},
+                                       {"Clipped %", true, 2, get_clipped, QF_WARN_CLIPPED},
+                                       {"Saturated %", true, 2, get_saturated, QF_WARN_SATURATED},
+                                       {"Dead", true, 0, get_dead, QF_WARN_DEAD},
+                                       {"Bias %", true, 2, get_bias, QF_WARN_BIAS}};
 enum { TABLE_COLUMNS = sizeof table_columns / sizeof *table_columns };
 
 static void put_number_cell(const qf_row *r, const column *c, FILE *out)
@@ -326,12 +252,12 @@ static void put_number_cell(const qf_row *r, const column *c, FILE *out)
             isinf(value) ? 1e9 : value);
     if (isinf(value))
         fputs("exact", out);
-    else if (value > 0 && value < 0.005 && strcmp(c->format, "%.2f") == 0)
+    else if (value > 0 && value < 0.005 && c->digits == 2)
         fputs("&lt;\xe2\x80\x89"
               "0.01",
               out); /* not none */
     else
-        fprintf(out, c->format, value);
+        fprintf(out, c->fixed ? "%.*f" : "%.*g", c->digits, value);
     fputs("</td>", out);
 }
 
@@ -353,7 +279,7 @@ static void put_scheme(const qf_row *r, FILE *out)
 static void put_table_row(const qf_row *r, FILE *out)
 {
     fputs("<tr><th scope=\"row\"", out);
-    if (characters(r->layer) > NAME_MOST) {
+    if (qf_html_characters(r->layer) > NAME_MOST) {
         fputs(" title=\"", out);
         qf_html_text(out, r->layer);
         fputs("\"", out);

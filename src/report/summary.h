@@ -7,7 +7,7 @@
  *   summary.c    manifest -> rows, sizes
  *   warnings.c   rows -> warnings
  *   json.c       the same as JSON
- *   html.c, charts.c, page.css, page.js    the same as a page
+ *   html.c, charts.c, text.c, page.css, page.js    the same as a page
  *   write.c      the public functions
  */
 #ifndef QF_REPORT_SUMMARY_H
@@ -106,10 +106,11 @@ cJSON *qf_summary_to_json(const qf_summary *summary);
 /* Writes the page; errors stick to `out`. False when memory is exhausted. */
 bool qf_summary_to_html(const qf_summary *summary, FILE *out);
 
-/* ---- html.c and charts.c ---- */
+/* ---- html.c, charts.c, text.c ---- */
 
 /* Text from a file, as HTML: markup escaped, what is no character of UTF-8 replaced. */
 void qf_html_text(FILE *out, const char *text);
+size_t qf_html_characters(const char *text);
 /* The same, at most `most` characters of it, the middle left out. */
 void qf_html_short(FILE *out, const char *text, size_t most);
 /* A bar for each row that has an SQNR: named ones where there are few, else columns. */

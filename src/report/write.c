@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The public functions. */
-#include <errno.h>
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,38 +8,74 @@
 #include "exec/stage.h"
 #include "report/summary.h"
 
-/* The page in memory, malloc'ed. Numbers are written as in C whatever the host program's locale. */
-static qf_status page(const qf_summary *s, char **out, size_t *length, qf_error *err)
+/* The thread's locale while numbers are read and written: C, whatever the host program's. */
+typedef struct c_locale {
+    locale_t c, host;
+} c_locale;
+
+static bool enter_c(c_locale *l)
 {
-    locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-    FILE *file = c ? open_memstream(out, length) : NULL;
-    bool ok = file != NULL;
-    if (ok) {
-        locale_t host = uselocale(c);
-        ok = qf_summary_to_html(s, file) && !ferror(file);
-        uselocale(host);
-        ok = fclose(file) == 0 && ok;
-        if (!ok)
-            free(*out);
-    }
-    if (c)
-        freelocale(c);
-    return ok ? QF_OK : qf_fail_memory(err);
+    l->c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+    if (l->c)
+        l->host = uselocale(l->c);
+    return l->c != (locale_t)0;
 }
 
-qf_status qf_summary_html(const char *path, char **out, size_t *length, qf_error *err)
+static void leave_c(c_locale *l)
 {
+    uselocale(l->host);
+    freelocale(l->c);
+}
+
+/* What makes a document of a summary, malloc'ed; false when memory is exhausted. */
+typedef bool (*maker)(const qf_summary *s, char **out, size_t *length);
+
+static bool make_page(const qf_summary *s, char **out, size_t *length)
+{
+    FILE *file = open_memstream(out, length);
+    if (!file)
+        return false;
+    bool ok = qf_summary_to_html(s, file) && !ferror(file);
+    ok = fclose(file) == 0 && ok;
+    if (!ok)
+        free(*out);
+    return ok;
+}
+
+static bool make_json(const qf_summary *s, char **out, size_t *length)
+{
+    cJSON *root = qf_summary_to_json(s);
+    char *text = root ? cJSON_Print(root) : NULL;
+    cJSON_Delete(root);
+    if (!text)
+        return false;
+    *out = text;
+    *length = strlen(text);
+    return true;
+}
+
+/* *place, which may be NULL, is the manifest's path. */
+static qf_status make(const char *path, maker how, char **out, size_t *length, char **place,
+                      qf_error *err)
+{
+    c_locale locale;
     qf_summary *s;
-    char *place, *text;
-    size_t n;
+    char *found, *text = NULL;
+    size_t n = 0;
     if (!path || !out)
-        return qf_fail(err, QF_ERR_USAGE, "qf_summary_html: path and out must not be NULL");
-    qf_status status = qf_summary_open(path, &s, &place, err);
-    if (status != QF_OK)
-        return status;
-    status = page(s, &text, &n, err);
-    qf_summary_close(s);
-    free(place);
+        return qf_fail(err, QF_ERR_USAGE, "a report needs a path, and a place for the result");
+    if (!enter_c(&locale))
+        return qf_fail_memory(err);
+    qf_status status = qf_summary_open(path, &s, &found, err);
+    if (status == QF_OK) {
+        status = how(s, &text, &n) ? QF_OK : qf_fail_memory(err);
+        qf_summary_close(s);
+        if (status != QF_OK || !place)
+            free(found);
+        else
+            *place = found;
+    }
+    leave_c(&locale);
     if (status != QF_OK)
         return status;
     *out = text;
@@ -49,26 +84,14 @@ qf_status qf_summary_html(const char *path, char **out, size_t *length, qf_error
     return QF_OK;
 }
 
+qf_status qf_summary_html(const char *path, char **out, size_t *length, qf_error *err)
+{
+    return make(path, make_page, out, length, NULL, err);
+}
+
 qf_status qf_summary_json(const char *path, char **out, size_t *length, qf_error *err)
 {
-    qf_summary *s;
-    char *place;
-    if (!path || !out)
-        return qf_fail(err, QF_ERR_USAGE, "qf_summary_json: path and out must not be NULL");
-    qf_status status = qf_summary_open(path, &s, &place, err);
-    if (status != QF_OK)
-        return status;
-    cJSON *root = qf_summary_to_json(s);
-    char *text = root ? cJSON_Print(root) : NULL;
-    cJSON_Delete(root);
-    qf_summary_close(s);
-    free(place);
-    if (!text)
-        return qf_fail_memory(err);
-    *out = text;
-    if (length)
-        *length = strlen(text);
-    return QF_OK;
+    return make(path, make_json, out, length, NULL, err);
 }
 
 /* PREFIX.manifest.json -> PREFIX.report.html, malloc'ed. */
@@ -114,22 +137,15 @@ static qf_status save(const char *path, const char *text, size_t length, qf_erro
 
 qf_status qf_summary_save(const char *path, const char *target, char **saved, qf_error *err)
 {
-    qf_summary *s;
-    char *place, *text, *to;
-    size_t length;
-    if (!path)
-        return qf_fail(err, QF_ERR_USAGE, "qf_summary_save: path must not be NULL");
-    qf_status status = qf_summary_open(path, &s, &place, err);
+    char *place = NULL, *text = NULL;
+    size_t length = 0;
+    qf_status status = make(path, make_page, &text, &length, &place, err);
     if (status != QF_OK)
         return status;
-    to = target ? strdup(target) : default_target(place);
-    status = to ? page(s, &text, &length, err) : qf_fail_memory(err);
-    qf_summary_close(s);
+    char *to = target ? strdup(target) : default_target(place);
     free(place);
-    if (status == QF_OK) {
-        status = save(to, text, length, err);
-        free(text);
-    }
+    status = to ? save(to, text, length, err) : qf_fail_memory(err);
+    free(text);
     if (status != QF_OK || !saved) {
         free(to);
         return status;

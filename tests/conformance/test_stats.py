@@ -34,8 +34,8 @@ def sampled(n: int) -> np.ndarray:
     """Indices of the elements that histograms count: docs/report.md."""
     if n <= 16384:
         return np.arange(n)
-    periods = range(-(-n // 65536))
-    starts = [p * 65536 + 7 * p % 64 * 1024 for p in periods]
+    periods = range(-(-n // 131072))
+    starts = [p * 131072 + 7 * p % 128 * 1024 for p in periods]
     return np.concatenate([np.arange(s, min(s + 1024, n)) for s in starts if s < n])
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -419,22 +418,6 @@ def test_checkpoint(quantfold, tmp_path):
     assert [r["channels"] for r in found["rows"]] == [64] * 3
     assert [r["scales"] for r in found["rows"]] == [192] * 3
     parse(tmp_path / "out" / "quantfold.report.html")
-
-
-def test_python(digits, tmp_path, quantfold, monkeypatch):
-    monkeypatch.syspath_prepend(str(REPO / "python"))
-    built = Path(quantfold.binary).parent / "src" / "libquantfold.so"
-    monkeypatch.setenv("QUANTFOLD_LIBRARY", os.environ.get("QUANTFOLD_LIBRARY", str(built)))
-    if "quantfold" not in sys.modules and not Path(os.environ["QUANTFOLD_LIBRARY"]).is_file():
-        pytest.skip("no shared library beside the program")
-    import quantfold as package
-
-    saved = package.report(digits, tmp_path / "p.html")
-    assert saved == str(tmp_path / "p.html")
-    assert Path(saved).read_bytes() == page(quantfold, digits).read_bytes()
-    assert package.report_data(digits) == data(quantfold, digits)
-    with pytest.raises(package.InputError):
-        package.report(tmp_path / "none")
 
 
 def test_pages_that_are_not_well_formed_are_found():
