@@ -16,7 +16,7 @@ DOCUMENTS = [
     *(d for room in ROOMS for d in sorted((REPO / room).rglob("*.md"))),
 ]
 # of sbatch, mpirun, a program that checkpoints are compared with
-OF_OTHERS = {"--array", "--bind-to", "--float32", "--map-by"}
+OF_OTHERS = {"--array", "--bind-to", "--dependency", "--float32", "--map-by"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
