@@ -9,13 +9,17 @@ _quantfold_options() {
       echo --model --config --record --save-path --input-names --output-names --dynamic-axes --from \
         --on-unsupported --free-qdq --emit --external --external-threshold --external-layout \
         --fake-quant-weights --weight-only --include --exclude --dedup --threads --io --fsync \
-        --no-fsync --memory-limit --manifest --resume --shard --progress --dry-run --json --verbose \
+        --no-fsync --memory-limit --manifest --stats --resume --shard --progress --dry-run --json --verbose \
         --quiet --help
       ;;
     checkpoint)
       echo --model --out --scheme --include --exclude --scales --record --max-shard-size --threads \
-        --io --fsync --no-fsync --memory-limit --manifest --resume --shard --progress --dry-run \
-        --json --verbose --quiet --help
+        --io --fsync --no-fsync --memory-limit --manifest --stats --resume --shard --progress \
+        --dry-run --json --verbose --quiet --help
+      ;;
+    batch)
+      echo --only --keep-going --fail-fast --resume --threads --progress --dry-run --json --verbose \
+        --quiet --help
       ;;
     commit) echo --save-path --out --no-fsync --json --quiet --help ;;
     check)
@@ -25,6 +29,7 @@ _quantfold_options() {
     record)
       echo --model --config --activations --from-qdq --on-unsupported --output --threads --quiet --help
       ;;
+    report) echo --output --json --quiet --help ;;
     inspect) echo --json --help ;;
   esac
 }
@@ -35,6 +40,7 @@ _quantfold_values() {
   case $1$2 in
     checkpoint--model | *--out | *--save-path) echo / ;;
     *--model) echo '*.onnx' ;;
+    report--output) echo '*.html' ;;
     *--config | *--activations) echo '*.json' ;;
     *--record | *--output) echo '*.txt' ;;
     *--from) echo auto qdq float ;;
@@ -76,7 +82,8 @@ _quantfold() {
   local -a values
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    _quantfold_reply "$cur" export checkpoint commit check record inspect --help --version
+    _quantfold_reply "$cur" export checkpoint batch commit check record report inspect \
+      --help --version
     return
   fi
   # bash makes three words of --option=value
@@ -90,8 +97,12 @@ _quantfold() {
   elif [[ $cur == -* ]]; then
     read -ra values < <(_quantfold_options "$command")
     _quantfold_reply "$cur" "${values[@]}"
-  elif [ "$command" = inspect ]; then
-    _quantfold_reply "$cur" '*.onnx'
+  else
+    case $command in
+      inspect) _quantfold_reply "$cur" '*.onnx' ;;
+      batch) _quantfold_reply "$cur" '*.json' ;;
+      report) _quantfold_reply "$cur" '*.manifest.json' ;;
+    esac
   fi
 }
 

@@ -191,6 +191,7 @@ def test_schemes_are_the_programs(complete, quantfold, repo, folder):
         (("checkpoint", "--out"), set()),
         (("checkpoint", "--scales"), {"minmax", "record", "r.txt", "w.safetensors"}),
         (("inspect",), {"m.onnx"}),
+        (("batch",), {"c.json"}),
     ],
 )
 def test_files_are_offered_by_kind(complete, folder, words, files):

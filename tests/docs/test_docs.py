@@ -16,7 +16,7 @@ DOCUMENTS = [
     *(d for room in ROOMS for d in sorted((REPO / room).rglob("*.md"))),
 ]
 # of sbatch, mpirun, a program that checkpoints are compared with
-OF_OTHERS = {"--array", "--bind-to", "--float32"}
+OF_OTHERS = {"--array", "--bind-to", "--dependency", "--float32", "--map-by"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -127,7 +127,7 @@ def test_options_in_text_exist(document, commands):
             known.setdefault(option, set()).update(command.words.get(option, ()))
     for text in re.findall(r"`(--[^`\n]+)`", prose(document)):
         option, *rest = text.replace("=", " ").split()
-        assert option in known, f"`{text}`: no command has {option}"
+        assert option in known, f"`{text}`: no command has {option} (of another: OF_OTHERS)"
         if rest and known[option]:
             assert rest[0].strip(",") in known[option] or rest[0].isupper(), f"`{text}`"
 
