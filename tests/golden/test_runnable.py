@@ -256,6 +256,53 @@ def test_rnn_of_one_step_is_that_of_fake_quant(quantfold, made, case, kind, tmp_
     assert relative(ours, wanted) <= LEAST
 
 
+# ---- what it is for ----
+
+SEEDED = {
+    "weight": lambda m: flip(tensor_of(m, onnx.TensorProto.INT8)),
+    "bias": lambda m: set_int32(tensor_of(m, onnx.TensorProto.INT32)),
+    "scale": lambda m: double_scale(tensor_of(m, onnx.TensorProto.UINT64)),
+    "offset": lambda m: move_offset(m),
+}
+
+
+def tensor_of(model: onnx.ModelProto, data_type: int) -> onnx.TensorProto:
+    return next(t for t in model.graph.initializer if t.data_type == data_type)
+
+
+def flip(t: onnx.TensorProto) -> None:
+    t.raw_data = bytes([t.raw_data[0] ^ 0x40]) + t.raw_data[1:]
+
+
+def set_int32(t: onnx.TensorProto) -> None:
+    t.int32_data[0] += 1000
+
+
+def double_scale(t: onnx.TensorProto) -> None:
+    t.uint64_data[0] += 1 << 23
+
+
+def move_offset(model: onnx.ModelProto) -> None:
+    quant = next(n for n in model.graph.node if n.op_type == "AscendQuant")
+    (offset,) = [a for a in quant.attribute if a.name == "offset"]
+    offset.f += 1 if offset.f < 0 else -1
+
+
+@pytest.mark.parametrize("what", SEEDED)
+def test_a_wrong_deploy_model_shows(quantfold, tmp_path, what):
+    """One weight, bias, scale or offset that is not what it should be."""
+    case = "g_asym_convbn"
+    deploy = onnx.load(GOLDEN / case / DEPLOY)
+    SEEDED[what](deploy)
+    (tmp_path / "d.onnx").write_bytes(deploy.SerializeToString())
+    path = make_runnable(quantfold, tmp_path, tmp_path / "d.onnx")
+    fake = writable_fake(case, tmp_path)
+    assert relative(run_model(path, feed_of(case)), run_model(fake, feed_of(case))) > LEAST
+    if what in ("weight", "bias"):
+        with pytest.raises(AssertionError):
+            compare(fake, path, [feed_of(case)])
+
+
 # ---- files ----
 
 
