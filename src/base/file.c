@@ -3,11 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "base/retry.h"
 #include "base/spill.h"
@@ -158,8 +160,17 @@ void qf_file_advise(const qf_file *file, const unsigned char *from, const unsign
         madvise((void *)first, last - first, advice);
 }
 
+static void identify(const struct stat *st, const char *text, size_t size, qf_file_id *id)
+{
+    XXH128_canonical_t hash;
+    XXH128_canonicalFromHash(&hash, XXH3_128bits(text, size));
+    *id = (qf_file_id){.device = st->st_dev, .inode = st->st_ino, .size = size};
+    for (size_t i = 0; i < sizeof hash.digest; i++)
+        snprintf(id->hash + 2 * i, 3, "%02x", hash.digest[i]);
+}
+
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
-                            size_t *length, dev_t *device, ino_t *inode, qf_error *err)
+                            size_t *length, qf_file_id *id, qf_error *err)
 {
     int fd;
     struct stat st;
@@ -192,10 +203,8 @@ qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, ch
     text[size] = '\0';
     *out = text;
     *length = size;
-    if (device)
-        *device = st.st_dev;
-    if (inode)
-        *inode = st.st_ino;
+    if (id)
+        identify(&st, text, size, id);
     return QF_OK;
 }
 

@@ -37,11 +37,18 @@ qf_status qf_files_check_faults(const qf_file *files, size_t count, qf_error *er
 void qf_file_advise(const qf_file *file, const unsigned char *from, const unsigned char *to,
                     int advice);
 
+/* Which file a text came from, and what it was. */
+typedef struct qf_file_id {
+    dev_t device;
+    ino_t inode;
+    uint64_t size;
+    char hash[33]; /* XXH3-128 in canonical form, hexadecimal */
+} qf_file_id;
+
 /* Reads a regular file of at most `max` bytes into NUL-terminated memory, to be freed by
- * qf_spill_free. device and
- * inode, where not NULL, receive the file's identity. */
+ * qf_spill_free. `id` may be NULL. */
 qf_status qf_file_read_text(const char *path, const char *what, uint64_t max, char **out,
-                            size_t *length, dev_t *device, ino_t *inode, qf_error *err);
+                            size_t *length, qf_file_id *id, qf_error *err);
 
 /* Whether an errno says that a path names nothing. */
 bool qf_is_absent(int error);

@@ -96,7 +96,7 @@ qf_status qf_folder_text(const qf_checkpoint *f, const char *name, char **out, s
         return qf_fail_memory(err);
     qf_status status = check_inside(f, path, err);
     if (status == QF_OK)
-        status = qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, NULL, err);
+        status = qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, err);
     free(path);
     return status;
 }

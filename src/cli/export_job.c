@@ -138,7 +138,7 @@ static qf_status read_axes(const char *argument, cli_export_run *run, qf_error *
         return QF_OK;
     if (argument[0] == '@')
         status = qf_file_read_text(argument + 1, "file of dynamic axes", MOST, &text, &length, NULL,
-                                   NULL, err);
+                                   err);
     if (status == QF_OK)
         status = qf_dynamic_axes_parse(text ? text : argument, &run->axes,
                                        &run->io.dynamic_axis_count, err);

@@ -47,8 +47,9 @@ qf_status qf_export(qf_plan *plan, qf_report **out, qf_error *err)
         qf_arena_printf(&plan->arena, "%s%smanifest.json", plan->prefix, *plan->prefix ? "." : "");
     /* a job whose outputs no model asked for (folded, then quantized) has nothing to do */
     qf_job **jobs = malloc((plan->job_count + 1) * sizeof *jobs);
-    cJSON *about = o->stats ? qf_plan_describe(plan) : NULL;
-    if (!jobs || !name || (o->stats && !about)) {
+    bool told = o->manifest || o->stats;
+    cJSON *about = told ? qf_plan_describe(plan, o->stats) : NULL;
+    if (!jobs || !name || (told && !about)) {
         cJSON_Delete(about);
         free(jobs);
         return qf_fail_memory(err);

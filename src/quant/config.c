@@ -19,8 +19,7 @@ enum { MAX_VALUES = 4 * 1000 * 1000 };
 
 struct qf_config {
     char *path;
-    dev_t device;
-    ino_t inode;
+    qf_file_id id;
     qf_arena arena; /* holds the names */
     qf_config_layer *layers;
     size_t layer_count, layer_cap;
@@ -546,10 +545,9 @@ qf_status qf_config_open(const char *path, qf_config **out, qf_diagnostics *diag
     config->path = strdup(path);
     char *text = NULL;
     size_t length = 0;
-    qf_status status = config->path
-                           ? qf_file_read_text(path, "config file", QF_CONFIG_MAX_BYTES, &text,
-                                               &length, &config->device, &config->inode, err)
-                           : qf_fail_memory(err);
+    qf_status status = config->path ? qf_file_read_text(path, "config file", QF_CONFIG_MAX_BYTES,
+                                                        &text, &length, &config->id, err)
+                                    : qf_fail_memory(err);
     if (status == QF_OK)
         status = check_text(config, text, length, diagnostics, err);
     qf_spill_free(text);
@@ -591,8 +589,7 @@ const char *qf_config_path(const qf_config *config)
     return config->path;
 }
 
-void qf_config_identity(const qf_config *config, dev_t *device, ino_t *inode)
+const qf_file_id *qf_config_id(const qf_config *config)
 {
-    *device = config->device;
-    *inode = config->inode;
+    return &config->id;
 }

@@ -7,9 +7,8 @@
 #ifndef QF_QUANT_CONFIG_H
 #define QF_QUANT_CONFIG_H
 
-#include <sys/types.h>
-
 #include "base/diag.h"
+#include "base/file.h"
 
 /* Larger files are refused. */
 #define QF_CONFIG_MAX_BYTES (UINT64_C(64) << 20)
@@ -34,6 +33,6 @@ const qf_config_layer *qf_config_layer_at(const qf_config *config, size_t index)
 bool qf_config_force_fp16(const qf_config *config);
 const char *qf_config_path(const qf_config *config);
 /* Identity of the file. */
-void qf_config_identity(const qf_config *config, dev_t *device, ino_t *inode);
+const qf_file_id *qf_config_id(const qf_config *config);
 
 #endif

@@ -74,10 +74,18 @@ static bool add_layer(cJSON *layers, const qf_plan *plan, size_t index)
     return ok && (!l->has_bias || add_bias(item, plan, l));
 }
 
-cJSON *qf_plan_describe(const qf_plan *plan)
+static bool add_input(cJSON *root, const char *key, const char *path, const qf_file_id *id)
 {
-    cJSON *root = cJSON_CreateObject();
-    cJSON *layers = root ? cJSON_AddArrayToObject(root, "layers") : NULL;
+    const char *slash = strrchr(path, '/');
+    cJSON *item = cJSON_AddObjectToObject(root, key);
+    return item && qf_json_add_text(item, "name", slash ? slash + 1 : path) &&
+           qf_json_add_number(item, "bytes", (double)id->size) &&
+           qf_json_add_text(item, "hash", id->hash);
+}
+
+static bool add_layers(cJSON *root, const qf_plan *plan)
+{
+    cJSON *layers = cJSON_AddArrayToObject(root, "layers");
     cJSON *skipped = layers ? cJSON_AddArrayToObject(root, "skipped") : NULL;
     bool ok = skipped != NULL;
     for (size_t i = 0; ok && i < qf_plan_layer_count(plan); i++)
@@ -89,6 +97,20 @@ cJSON *qf_plan_describe(const qf_plan *plan)
              qf_json_add_text(item, "op_type", s.op_type) &&
              qf_json_add_text(item, "reason", s.reason);
     }
+    return ok;
+}
+
+cJSON *qf_plan_describe(const qf_plan *plan, bool layers)
+{
+    const qf_file_id *record = qf_record_id(plan->record);
+    cJSON *root = cJSON_CreateObject();
+    bool ok = root != NULL;
+    if (ok && record)
+        ok = add_input(root, "record", qf_record_path(plan->record), record);
+    if (ok && plan->config_path)
+        ok = add_input(root, "config", plan->config_path, &plan->config_id);
+    if (ok && layers)
+        ok = add_layers(root, plan);
     if (ok)
         return root;
     cJSON_Delete(root);

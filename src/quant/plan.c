@@ -154,22 +154,19 @@ static qf_status plan_layers_and_files(qf_plan *plan, const qf_config *config, c
 
 /* ---- the target folder ---- */
 
+static bool is_that(const qf_file_id *id, const struct stat *st)
+{
+    return id && id->device == st->st_dev && id->inode == st->st_ino;
+}
+
 static bool is_input(const qf_plan *plan, const qf_config *config, const struct stat *st)
 {
-    dev_t device;
-    ino_t inode;
     for (size_t i = 0; i < plan->model->file_count; i++) {
         const qf_file *f = &plan->model->files[i];
         if (f->device == st->st_dev && f->inode == st->st_ino)
             return true;
     }
-    if (qf_record_identity(plan->record, &device, &inode) && device == st->st_dev &&
-        inode == st->st_ino)
-        return true;
-    if (!config)
-        return false;
-    qf_config_identity(config, &device, &inode);
-    return device == st->st_dev && inode == st->st_ino;
+    return is_that(qf_record_id(plan->record), st) || (config && is_that(qf_config_id(config), st));
 }
 
 static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *err)
@@ -403,7 +400,11 @@ qf_status qf_plan_create(qf_model *model, const qf_config *config, const qf_reco
     fenv_t host; /* which may flush subnormals or round otherwise */
     fegetenv(&host);
     fesetenv(FE_DFL_ENV);
-    status = build(plan, config, io, err);
+    if (config) {
+        plan->config_path = qf_arena_strdup(&plan->arena, qf_config_path(config));
+        plan->config_id = *qf_config_id(config);
+    }
+    status = config && !plan->config_path ? qf_fail_memory(err) : build(plan, config, io, err);
     if (plan->scheme.include.exhausted || plan->scheme.exclude.exhausted)
         status = qf_fail_memory(err);
     fesetenv(&host);

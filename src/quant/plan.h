@@ -100,7 +100,9 @@ struct qf_plan {
     qf_arena arena;
     qf_model *model;
     const qf_record *record;
-    qf_record *own_record; /* taken from the model's Q and DQ nodes; `record` points to it */
+    qf_record *own_record;   /* taken from the model's Q and DQ nodes; `record` points to it */
+    const char *config_path; /* NULL: none was given */
+    qf_file_id config_id;
     qf_diagnostics *diag;
     qf_export_options options;
     char *folder, *prefix;

@@ -189,8 +189,8 @@ qf_status qf_ranges_open(const char *path, qf_ranges **out, qf_error *err)
         return qf_fail(err, QF_ERR_USAGE, "qf_ranges_open needs a path and a place for the ranges");
     char *text;
     size_t length;
-    qf_status status = qf_file_read_text(path, "file of ranges", QF_RANGES_MAX_BYTES, &text,
-                                         &length, NULL, NULL, err);
+    qf_status status =
+        qf_file_read_text(path, "file of ranges", QF_RANGES_MAX_BYTES, &text, &length, NULL, err);
     if (status != QF_OK)
         return status;
     status = qf_ranges_parse(path, text, length, out, err);

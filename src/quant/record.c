@@ -25,8 +25,7 @@ typedef struct duplicate {
 struct qf_record {
     char *path;
     bool is_file;
-    dev_t device;
-    ino_t inode;
+    qf_file_id id;
     qf_arena arena; /* holds the message */
     AMCTPytorchProto__ScaleOffsetRecord *message;
     uint32_t *lines; /* one for each entry */
@@ -100,10 +99,9 @@ qf_status qf_record_open(const char *path, qf_record **out, qf_error *err)
         return qf_fail(err, QF_ERR_USAGE, "qf_record_open needs a path and a place for the record");
     char *text;
     size_t length;
-    dev_t device;
-    ino_t inode;
-    qf_status status = qf_file_read_text(path, "record file", QF_RECORD_MAX_BYTES, &text, &length,
-                                         &device, &inode, err);
+    qf_file_id id;
+    qf_status status =
+        qf_file_read_text(path, "record file", QF_RECORD_MAX_BYTES, &text, &length, &id, err);
     if (status != QF_OK)
         return status;
     qf_record *record;
@@ -112,8 +110,7 @@ qf_status qf_record_open(const char *path, qf_record **out, qf_error *err)
     if (status != QF_OK)
         return status;
     record->is_file = true;
-    record->device = device;
-    record->inode = inode;
+    record->id = id;
     *out = record;
     return QF_OK;
 }
@@ -186,13 +183,9 @@ const char *qf_record_path(const qf_record *record)
     return record->path;
 }
 
-bool qf_record_identity(const qf_record *record, dev_t *device, ino_t *inode)
+const qf_file_id *qf_record_id(const qf_record *record)
 {
-    if (!record->is_file)
-        return false;
-    *device = record->device;
-    *inode = record->inode;
-    return true;
+    return record->is_file ? &record->id : NULL;
 }
 
 void qf_record_report(const qf_record *record, qf_diagnostics *list)

@@ -7,9 +7,8 @@
 #ifndef QF_QUANT_RECORD_H
 #define QF_QUANT_RECORD_H
 
-#include <sys/types.h>
-
 #include "base/diag.h"
+#include "base/file.h"
 #include "record.pb-c.h"
 
 /* Longer files are refused. */
@@ -33,8 +32,8 @@ uint32_t qf_record_line(const qf_record *record, size_t index);
 /* Path of the file, or the name given to qf_record_parse. */
 const char *qf_record_path(const qf_record *record);
 
-/* Identity of the file. False, with nothing stored, if the record did not come from a file. */
-bool qf_record_identity(const qf_record *record, dev_t *device, ino_t *inode);
+/* Identity of the file. NULL if the record did not come from one. */
+const qf_file_id *qf_record_id(const qf_record *record);
 
 /* Adds a warning for each field that was given more than once where only one value counts. `list`
  * may be NULL. */

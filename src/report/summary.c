@@ -322,7 +322,7 @@ static qf_status parse(qf_summary *s, const char *place, qf_error *err)
     enum { MOST = 1 << 28 };
     char *text;
     size_t length;
-    qf_status status = qf_file_read_text(place, "manifest", MOST, &text, &length, NULL, NULL, err);
+    qf_status status = qf_file_read_text(place, "manifest", MOST, &text, &length, NULL, err);
     if (status != QF_OK)
         return status;
     s->manifest = cJSON_ParseWithLength(text, length);

@@ -271,8 +271,7 @@ qf_status qf_check_manifest(const char *folder, const char *name, const qf_manif
         free(c.path);
         return QF_OK;
     }
-    qf_status status =
-        qf_file_read_text(c.path, "manifest", LONGEST, &text, &length, NULL, NULL, &own);
+    qf_status status = qf_file_read_text(c.path, "manifest", LONGEST, &text, &length, NULL, &own);
     if (status != QF_OK) {
         qf_diagnostics_add_error(findings, &own);
         free(c.path);

@@ -58,6 +58,13 @@ def check_inputs(manifest: dict, *paths: Path) -> None:
     ]
 
 
+def check_text(entry: dict, path: Path) -> None:
+    """Fail unless an entry is that of a record or a config."""
+    data = path.read_bytes()
+    wanted = {"name": path.name, "bytes": len(data), "hash": xxhash.xxh3_128_hexdigest(data)}
+    assert entry == wanted
+
+
 def check_errors(entry: dict, w: np.ndarray, scale: np.ndarray, low: int, high: int) -> None:
     """Fail unless an entry of "weights" has the statistics of w quantized by scale."""
     w, scale = w.astype(np.float32), np.asarray(scale, np.float32)
@@ -100,6 +107,8 @@ def test_synthetic(quantfold, tmp_path, name, layout):
     assert manifest["hash"] == "xxh3-128"
     data = [source / "weights.bin"] if spec.layout == "external" else []
     check_inputs(manifest, source / "model.onnx", *data)
+    check_text(manifest["record"], source / "record.txt")
+    assert "config" not in manifest
     assert [w["tensor"] for w in manifest["weights"]] == [f"w{i}" for i in range(spec.count)]
     half = 1 << (spec.bits - 1)
     for i, entry in enumerate(manifest["weights"]):
@@ -143,6 +152,16 @@ def test_what_names_the_inputs(quantfold, tmp_path):
         (source / "model.onnx").touch()
     assert found[0].pop("inputs") != found[1].pop("inputs")
     assert found[0] == found[1]
+
+
+def test_record_and_config_are_named(quantfold, tmp_path):
+    digits = Path(__file__).resolve().parents[2] / "datasets" / "digits"
+    config = digits / "config.json"
+    args = (digits / "model.onnx", digits / "record.txt", tmp_path / "m")
+    quantfold.export(*args, "--config", config, "--manifest")
+    manifest = load(tmp_path)
+    check_text(manifest["record"], digits / "record.txt")
+    check_text(manifest["config"], config)
 
 
 # ---- other ways of writing -----------------------------------------------------------------------

@@ -325,11 +325,11 @@ static void test_files(void **state)
     assert_int_equal(qf_config_open(path, &config, NULL, &err), QF_OK);
     assert_string_equal(qf_config_path(config), path);
     struct stat st;
-    dev_t device;
-    ino_t inode;
     assert_int_equal(stat(path, &st), 0);
-    qf_config_identity(config, &device, &inode);
-    assert_true(device == st.st_dev && inode == st.st_ino);
+    const qf_file_id *id = qf_config_id(config);
+    assert_true(id->device == st.st_dev && id->inode == st.st_ino);
+    assert_int_equal(id->size, st.st_size);
+    assert_int_equal(strlen(id->hash), 32);
     qf_config_close(config);
     config = NULL;
 

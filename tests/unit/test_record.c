@@ -136,9 +136,7 @@ static void test_lines(void **state)
     for (size_t i = 0; i < 5; i++)
         assert_int_equal(qf_record_line(record, i), lines[i]);
     assert_string_equal(qf_record_path(record), "r.txt");
-    dev_t device;
-    ino_t inode;
-    assert_false(qf_record_identity(record, &device, &inode));
+    assert_null(qf_record_id(record));
     qf_record_close(record);
 }
 
@@ -224,11 +222,11 @@ static void test_open(void **state)
     assert_string_equal(qf_record_key(record, 0), "a");
     assert_string_equal(qf_record_path(record), path);
     struct stat st;
-    dev_t device;
-    ino_t inode;
     assert_int_equal(stat(path, &st), 0);
-    assert_true(qf_record_identity(record, &device, &inode));
-    assert_true(device == st.st_dev && inode == st.st_ino);
+    const qf_file_id *id = qf_record_id(record);
+    assert_non_null(id);
+    assert_true(id->device == st.st_dev && id->inode == st.st_ino);
+    assert_int_equal(id->size, st.st_size);
     qf_record_close(record);
     unlink(path);
 }
@@ -285,8 +283,7 @@ static bool check_golden(const char *path)
     qf_record *record;
     if (access(path, R_OK) != 0)
         return false;
-    assert_int_equal(qf_file_read_text(path, "record", 1 << 24, &text, &length, NULL, NULL, &err),
-                     QF_OK);
+    assert_int_equal(qf_file_read_text(path, "record", 1 << 24, &text, &length, NULL, &err), QF_OK);
     if (qf_record_open(path, &record, &err) != QF_OK)
         fail_msg("%s", err.message);
     assert_true(qf_record_count(record) > 0);
