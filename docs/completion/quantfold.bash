@@ -31,8 +31,8 @@ _quantfold_options() {
       ;;
     verify)
       echo --against --record --config --weight-only --include --exclude --from --on-unsupported \
-        --free-qdq --input-names --output-names --dynamic-axes --external-threshold --threads \
-        --json --verbose --quiet --help
+        --free-qdq --input-names --output-names --dynamic-axes --external-threshold --runnable \
+        --threads --json --verbose --quiet --help
       ;;
     report) echo --output --json --quiet --help ;;
     inspect) echo --json --help ;;
