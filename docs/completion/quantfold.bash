@@ -29,6 +29,11 @@ _quantfold_options() {
     record)
       echo --model --config --activations --from-qdq --on-unsupported --output --threads --quiet --help
       ;;
+    verify)
+      echo --against --record --config --weight-only --include --exclude --from --on-unsupported \
+        --free-qdq --input-names --output-names --dynamic-axes --external-threshold --runnable \
+        --threads --json --verbose --quiet --help
+      ;;
     report) echo --output --json --quiet --help ;;
     inspect) echo --json --help ;;
   esac
@@ -39,14 +44,14 @@ _quantfold_options() {
 _quantfold_values() {
   case $1$2 in
     checkpoint--model | *--out | *--save-path) echo / ;;
-    *--model) echo '*.onnx' ;;
+    *--model | *--against) echo '*.onnx' ;;
     report--output) echo '*.html' ;;
     *--config | *--activations) echo '*.json' ;;
     *--record | *--output) echo '*.txt' ;;
     *--from) echo auto qdq float ;;
     *--on-unsupported) echo error float ;;
     *--free-qdq) echo keep drop ;;
-    *--emit) echo both deploy fake-quant ;;
+    *--emit) echo both deploy fake-quant runnable ;;
     *--external) echo auto always never ;;
     *--external-layout) echo per-tensor single ;;
     *--fake-quant-weights) echo float int8 shared ;;
@@ -82,7 +87,7 @@ _quantfold() {
   local -a values
   COMPREPLY=()
   if [ "$COMP_CWORD" -eq 1 ]; then
-    _quantfold_reply "$cur" export checkpoint batch commit check record report inspect \
+    _quantfold_reply "$cur" export checkpoint batch commit check record verify report inspect \
       --help --version
     return
   fi
@@ -102,6 +107,7 @@ _quantfold() {
       inspect) _quantfold_reply "$cur" '*.onnx' ;;
       batch) _quantfold_reply "$cur" '*.json' ;;
       report) _quantfold_reply "$cur" '*.manifest.json' ;;
+      verify) _quantfold_reply "$cur" / ;;
     esac
   fi
 }

@@ -192,6 +192,8 @@ def test_schemes_are_the_programs(complete, quantfold, repo, folder):
         (("checkpoint", "--scales"), {"minmax", "record", "r.txt", "w.safetensors"}),
         (("inspect",), {"m.onnx"}),
         (("batch",), {"c.json"}),
+        (("verify",), set()),
+        (("verify", "m", "--against"), {"m.onnx"}),
     ],
 )
 def test_files_are_offered_by_kind(complete, folder, words, files):

@@ -89,17 +89,17 @@ def test_nested_json(quantfold, tmp_path):
 def test_long_files(quantfold, tmp_path):
     """Files one byte longer than the table allows are refused before they are read."""
     model = REPO / "datasets" / "digits" / "model.onnx"
-    sizes = {name: number for _, number, _, name in limits()}
+    sizes = {what: number for what, number, _, _ in limits()}
     long = tmp_path / "long"
     for option, size in (
-        ("--config", sizes["QF_CONFIG_MAX_BYTES"]),
-        ("--record", sizes["QF_RECORD_MAX_BYTES"]),
+        ("--config", sizes["QAT config"]),
+        ("--record", sizes["record"]),
     ):
         with long.open("wb") as f:
             f.truncate(size + 1)  # takes no space
         run = quantfold("check", "--model", model, option, long)
         assert run.code == 1 and str(size) in run.err, run.err
-    (tmp_path / "axes").write_bytes(b" " * (sizes["MAX"] + 1))
+    (tmp_path / "axes").write_bytes(b" " * (sizes["file of dynamic axes"] + 1))
     record = REPO / "datasets" / "digits" / "record.txt"
     out = ("--save-path", tmp_path / "out" / "m", "--dry-run")
     axes = ("--dynamic-axes", f"@{tmp_path}/axes")
