@@ -14,6 +14,9 @@
 #define QF_EXEC_JOURNAL_H
 
 #include <xxhash.h>
+#ifdef QF_XXHASH_DISPATCH
+#include <xxh_x86dispatch.h> /* the same hashes, with the instructions that the machine has */
+#endif
 
 #include "exec/blocks.h"
 #include "exec/order.h"
