@@ -4,6 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef QF_XXHASH_DISPATCH
+/* xxHash looks at the processor in its first call, which must not come from two threads at once. */
+__attribute__((constructor)) static void choose_hash(void)
+{
+    (void)XXH3_64bits_dispatch("", 0);
+}
+#endif
+
 bool qf_hasher_init(qf_hasher *hasher, qf_sink inner)
 {
     *hasher = (qf_hasher){.inner = inner};

@@ -15,6 +15,9 @@
 
 #include <pthread.h>
 #include <xxhash.h>
+#ifdef QF_XXHASH_DISPATCH
+#include <xxh_x86dispatch.h> /* the same hashes, with the instructions that the machine has */
+#endif
 
 #include "exec/blocks.h"
 #include "exec/order.h"

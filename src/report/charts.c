@@ -222,6 +222,8 @@ void qf_chart_histogram(const qf_row *r, FILE *out)
 {
     const qf_histogram *h = &r->histogram;
     double most = tallest(h);
+    /* the largest weight of a scale lies on the range's end, which is not beyond it */
+    bool clips = h->floats && r->clipped > 0;
     if (!(most > 0))
         return;
     fprintf(out,
@@ -238,6 +240,8 @@ void qf_chart_histogram(const qf_row *r, FILE *out)
         fputs("<path class=\"floats\" d=\"", out);
         put_steps(out, h->floats, QF_BINS, most, false);
         fputs("\"/>", out);
+    }
+    if (clips) {
         put_outside(out, h->below, -MARGIN, most);
         put_outside(out, h->above, QF_BINS + MARGIN - 1.5, most);
     }
@@ -247,9 +251,9 @@ void qf_chart_histogram(const qf_row *r, FILE *out)
             h->from + 0.5, h->to - 0.5);
     if (h->floats)
         fputs(" <span class=\"key k-floats\">floats / scale</span>", out);
-    if (h->below + h->above > 0 && h->sampled > 0)
-        fprintf(out, " <span class=\"key k-out\">%.3g %% beyond the range</span>",
-                100 * (h->below + h->above) / h->sampled);
+    if (clips && r->elements > 0)
+        fprintf(out, " <span class=\"key k-out\">%.3g %% clipped</span>",
+                100 * r->clipped / r->elements);
     if (!isnan(h->sampled))
         fprintf(out, " <span class=\"note\">%.0f %s</span>", h->sampled,
                 h->sampled < r->elements ? "weights sampled" : "weights");

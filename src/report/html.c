@@ -292,7 +292,7 @@ static void put_table_row(const qf_row *r, FILE *out)
         fputs("</span>", out);
     }
     fputs("</th><td>", out);
-    qf_html_text(out, r->op);
+    qf_html_text(out, *r->op ? r->op : "\xe2\x80\x93");
     fputs("</td>", out);
     put_scheme(r, out);
     for (size_t i = 0; i < TABLE_COLUMNS; i++)
