@@ -169,7 +169,8 @@ static qf_status compare_mul(qf_pairing *p, const qf_node *node, const qf_counte
     uint64_t count;
     float scale = qf_node_float(node, "scale", 0);
     qf_status status = qf_reading_floats(p->b, factor, 1, &found, &count, p->err);
-    if (status == QF_OK && (!found || count != 1 || memcmp(found, &scale, sizeof scale) != 0))
+    if (status == QF_OK &&
+        (!found || factor->n_dims || count != 1 || memcmp(found, &scale, sizeof scale) != 0))
         qf_subject_note(p->b, c->node->name, "its scale is %.9g, but %.9g in %s of the %s",
                         found && count ? (double)found[0] : 0.0, (double)scale, node->name,
                         p->a->role);

@@ -44,7 +44,7 @@ static qf_status compare_activation(qf_rnn_pair *r, int which, size_t deploy_inp
         status = qf_reading_floats(p->b, factor, 1, &scale, &count, p->err);
     if (status != QF_OK)
         return status;
-    if (why || !scale || count != 1) {
+    if (why || !scale || count != 1 || factor->n_dims) {
         qf_subject_note(p->b, r->fake->name, "what quantizes input %zu is not whole", fake_input);
         return QF_OK;
     }
@@ -95,10 +95,11 @@ static qf_status compare_bias(qf_rnn_pair *r, const qf_value *va, qf_value *vb)
         return status;
     status = qf_reading_open(p->b, tb, &rb, &other, p->err);
     bool open = status == QF_OK && !other;
-    bool fits = open && ra.count == 2 * r->rows && rb.count == ra.count;
+    bool fits = open && ra.count == 2 * r->rows && rb.count == ra.count && tb->n_dims == 2 &&
+                tb->dims[0] == 1;
     if (open && !fits)
-        qf_subject_note(p->b, qf_label(tb), "it has %llu elements; expected %llu",
-                        (unsigned long long)rb.count, (unsigned long long)(2 * r->rows));
+        qf_subject_note(p->b, qf_label(tb), "its dims are not [1, %llu], those of the bias",
+                        (unsigned long long)(2 * r->rows));
     for (uint64_t i = 0; fits && i < ra.count; i++) {
         const unsigned char *x = qf_reading_at(&ra, 4 * i, 4), *y = qf_reading_at(&rb, 4 * i, 4);
         int which = i >= r->rows;

@@ -228,9 +228,10 @@ static qf_status compare_compact(qf_rnn_pair *r, const qf_value *va, qf_node *mu
         status = qf_reading_floats(p->b, factor, r->rows + 1, &scales, &count, p->err);
     if (status != QF_OK)
         return status;
-    if (!scales || count != r->rows) {
-        qf_subject_note(p->b, mul->name, "it has %llu scales; expected %llu",
-                        (unsigned long long)count, (unsigned long long)r->rows);
+    bool shaped = factor->n_dims == 3 && factor->dims[0] == 1 && factor->dims[2] == 1;
+    if (!scales || count != r->rows || !shaped) {
+        qf_subject_note(p->b, mul->name, "its scales do not have dims [1, %llu, 1]",
+                        (unsigned long long)r->rows);
         return QF_OK;
     }
     for (uint64_t row = 0; row < r->rows; row++) {

@@ -12,13 +12,34 @@ typedef struct reader {
     qf_error *err;
 } reader;
 
+/* A Constant of one tensor. */
+static bool is_constant(const qf_node *node)
+{
+    return qf_node_is(node, "Constant") && node->input_count == 0 &&
+           node->proto->n_attribute == 1 &&
+           node->proto->attribute[0]->type == ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__TENSOR;
+}
+
+/* Whether a part has as many inputs and attributes as its operator takes, and no more. */
+static bool is_plain(const qf_node *node, const char *op)
+{
+    size_t inputs = node->input_count, attributes = node->proto->n_attribute;
+    if (strcmp(op, "Constant") == 0)
+        return is_constant(node);
+    if (strcmp(op, "Clip") == 0)
+        return (inputs == 3 && !attributes) || (inputs == 1 && attributes == 2);
+    if (strcmp(op, "Cast") == 0)
+        return inputs == 1 && attributes == 1;
+    return inputs == (strcmp(op, "Round") == 0 ? 1u : 2u) && !attributes;
+}
+
 /* Notes `node` as a part; NULL if it is not called <prefix>.<suffix>. */
 static qf_node *take(reader *r, qf_node *node, const char *op, const char *suffix, const char *why)
 {
     if (r->why)
         return NULL;
     bool fits = node && qf_node_is(node, op) && qf_is_name(node->name, r->prefix, suffix) &&
-                node->output_count == 1 && node->outputs[0];
+                node->output_count == 1 && node->outputs[0] && is_plain(node, op);
     if (!fits || r->out->count == QF_EXPANDED_NODES) {
         r->why = why;
         return NULL;
@@ -148,9 +169,11 @@ qf_status qf_expanded_read(qf_subject *subject, qf_node *sub, qf_expanded *out, 
 
 qf_value *qf_mul_operand(const qf_node *mul, const Onnx__TensorProto **factor, qf_node **constant)
 {
-    if (mul->input_count != 2 || !mul->inputs[0] || !mul->inputs[1])
+    if (mul->input_count != 2 || !mul->inputs[0] || !mul->inputs[1] || mul->proto->n_attribute)
         return NULL;
     *factor = qf_subject_constant(mul->inputs[1]);
     *constant = mul->inputs[1]->producer;
+    if (*constant && !is_constant(*constant))
+        return NULL;
     return *factor ? mul->inputs[0] : NULL;
 }

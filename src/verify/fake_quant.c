@@ -109,7 +109,7 @@ static qf_status check_integers(fake_check *c, const Onnx__TensorProto *t, float
     return QF_OK;
 }
 
-/* The weight of a layer, behind a Cast and a Transpose. */
+/* The weight of a layer, behind a Cast and a Transpose. `s` NULL: without a finding. */
 static const Onnx__TensorProto *weight_of(const qf_subject *s, const qf_node *layer)
 {
     qf_value *value = layer->input_count > 1 ? layer->inputs[1] : NULL;
@@ -118,7 +118,7 @@ static const Onnx__TensorProto *weight_of(const qf_subject *s, const qf_node *la
         bool cast = qf_node_is(above, "Cast");
         if ((!cast && !qf_node_is(above, "Transpose")) || !above->input_count)
             break;
-        if (cast && qf_node_int(above, "to", 0) != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)
+        if (s && cast && qf_node_int(above, "to", 0) != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)
             qf_subject_note(s, above->name, "the weight is cast to type %lld; expected 1, float32",
                             (long long)qf_node_int(above, "to", 0));
         value = above->inputs[0];
@@ -182,6 +182,24 @@ static qf_status check_scales(fake_check *c, const qf_node *mul, const Onnx__Ten
     return QF_OK;
 }
 
+/* The scales lie along dimension 1 of what the layer makes. */
+static void check_scale_dims(const fake_check *c, const qf_node *mul, const qf_node *layer,
+                             const Onnx__TensorProto *t)
+{
+    enum { RANK_MOST = 5 };
+    const Onnx__TensorProto *weight = weight_of(NULL, layer);
+    bool conv = qf_node_is(layer, "Conv") || qf_node_is(layer, "ConvTranspose");
+    size_t rank = conv && weight ? weight->n_dims : 2;
+    char dims[128];
+    bool fits = t->n_dims == (rank < RANK_MOST ? rank : RANK_MOST);
+    for (size_t i = 0; fits && i < t->n_dims; i++)
+        fits = i == 1 || t->dims[i] == 1;
+    if (!fits)
+        qf_subject_note(c->s, mul->name,
+                        "its scales have dims %s; expected %zu dimensions of 1, but for the second",
+                        qf_dims_text(t, dims), rank);
+}
+
 static qf_status check_dequant(fake_check *c, const qf_node *mul)
 {
     const Onnx__TensorProto *factor, *bias;
@@ -200,6 +218,7 @@ static qf_status check_dequant(fake_check *c, const qf_node *mul)
                         (int)n, mul->name, in->name);
         return status;
     }
+    check_scale_dims(c, mul, layer, factor);
     if (status == QF_OK && !qf_node_is(layer, "AveragePool"))
         status = check_weight(c, layer);
     if (status == QF_OK && bias && !qf_node_is(layer, "AveragePool"))

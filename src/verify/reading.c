@@ -86,11 +86,13 @@ static const char *unpack(const Onnx__TensorProto *t, qf_reading *r, qf_arena *a
                 : t->n_int64_data  ? QF_FIELD_INT64_DATA
                 : t->n_double_data ? QF_FIELD_DOUBLE_DATA
                                    : QF_FIELD_UINT64_DATA;
+    int fields = (t->n_float_data > 0) + (t->n_int32_data > 0) + (t->n_int64_data > 0) +
+                 (t->n_double_data > 0) + (t->n_uint64_data > 0) + (t->has_raw_data != 0);
     if (!r->count)
         return stored || t->raw_data.len ? wrong_count : NULL;
     if (!stored && !t->raw_data.len)
         return "has no data";
-    if (t->raw_data.len)
+    if (fields > 1) /* an empty raw_data is what a reader takes, too */
         return "has data in several fields";
     if (!field_fits(field, t->data_type))
         return "is stored in a field that does not belong to its dtype";

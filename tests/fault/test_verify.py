@@ -453,6 +453,26 @@ CORRUPTIONS = {
     "one scale too many": Corruption(
         lambda s: s.tensor(DEPLOY, "c.dequant.param", more_scales), ALL, "c.dequant"
     ),
+    "dims of dqscale": Corruption(
+        lambda s: s.tensor(FAKE, "c.fakedequant.dqscale", lambda t: t.dims.pop()),
+        STRUCTURAL,
+        "c.fakedequant.mul",
+    ),
+    "input too many": Corruption(
+        lambda s: s.node(FAKE, "c.quant.fakequant.sub", lambda n: n.input.append("x")),
+        STRUCTURAL,
+        "c.quant.fakequant",
+    ),
+    "data in two fields": Corruption(
+        lambda s: s.tensor(FAKE, "c.fakedequant.dqscale", setter(raw_data=b"")),
+        STRUCTURAL,
+        "several fields",
+    ),
+    "type of a Constant": Corruption(
+        lambda s: s.attribute(FAKE, "c.quant.fakequant.scale", "value", type=1),
+        STRUCTURAL,
+        "c.quant.fakequant",
+    ),
     "initializer that is not quantized": Corruption(
         lambda s: s.flip(DEPLOY, "shift"), PAYLOAD, "shift"
     ),
