@@ -306,6 +306,8 @@ def run_scenario(
     scenario = next(s for s in SCENARIOS if s.name == name)
     tally: dict[str, Counter] = defaultdict(Counter)
     wrong: list[str] = []
+    # a shell's background job ignores SIGINT, which commands would take over
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     home = Path(tempfile.mkdtemp(prefix="qf-fault-", dir=None if scenario.uncached else place))
     try:
         bench = (
