@@ -78,8 +78,8 @@ static bool read_all(int fd, void *out, size_t n)
     return true;
 }
 
-/* Takes the whole entries of a journal into `results`. Returns the length of what is sound; 0 if it
- * is of another output. */
+/* Takes the whole entries of a journal into `results`, which may be NULL. Returns the length of
+ * what is sound; 0 if it is of another output. */
 static off_t read_journal(int fd, const qf_hash *fingerprint, size_t count, qf_result *results,
                           bool *done)
 {
@@ -93,7 +93,7 @@ static off_t read_journal(int fd, const qf_hash *fingerprint, size_t count, qf_r
     while (read_all(fd, &e, sizeof e) && XXH3_64bits(&e, offsetof(entry, check)) == e.check) {
         sound += (off_t)sizeof e;
         *done |= e.kind == ENTRY_DONE;
-        if (e.kind == ENTRY_PIECE && e.result.piece < count)
+        if (results && e.kind == ENTRY_PIECE && e.result.piece < count)
             results[e.result.piece] = e.result;
     }
     return sound;
@@ -129,7 +129,8 @@ static qf_status each_journal(const qf_stage *stage,
 typedef struct gathering {
     const qf_hash *fingerprint;
     size_t count;
-    qf_result *results;
+    qf_result *results; /* NULL: only counting */
+    uint64_t entries;
     /* by number of shards: which are done */
     struct tally {
         uint32_t of, done;
@@ -158,7 +159,9 @@ static void gather_one(void *user, int fd, uint32_t shard, uint32_t count)
 {
     gathering *g = user;
     bool done;
-    if (!read_journal(fd, g->fingerprint, g->count, g->results, &done) || count > QF_SHARDS_MOST)
+    off_t sound = read_journal(fd, g->fingerprint, g->count, g->results, &done);
+    g->entries += (uint64_t)sound / sizeof(entry);
+    if (!sound || count > QF_SHARDS_MOST)
         return;
     struct tally *t = tally_of(g, count);
     g->failed |= !t;
@@ -188,10 +191,24 @@ static char *name_missing(const struct tally *t)
     return text;
 }
 
-qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
-                            qf_result *results, char **missing, qf_error *err)
+/* Room for `count` results only if there are so many: the number is from a file. */
+static qf_status read_results(const qf_stage *stage, gathering *g, qf_result **results,
+                              qf_error *err)
 {
-    gathering g = {.fingerprint = fingerprint, .count = count, .results = results};
+    if (g->entries < g->count)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                          "the journals have %llu entries and the plan has %zu pieces; run the "
+                          "shards again",
+                          (unsigned long long)g->entries, g->count);
+    *results = g->results = qf_spill_alloc((g->count + 1) * sizeof *g->results);
+    return g->results ? each_journal(stage, gather_one, g, err) : qf_fail_memory(err);
+}
+
+qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
+                            qf_result **results, char **missing, qf_error *err)
+{
+    gathering g = {.fingerprint = fingerprint, .count = count};
+    *results = NULL;
     qf_status status = each_journal(stage, gather_one, &g, err);
     const struct tally *best = NULL; /* the whole one, or else that with the least missing */
     for (size_t i = 0; i < g.tally_count; i++) {
@@ -206,6 +223,8 @@ qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, s
         *missing = name_missing(best);
     if (status == QF_OK && (g.failed || (!*missing && (!best || best->done < best->of))))
         status = qf_fail_memory(err);
+    if (status == QF_OK && !*missing)
+        status = read_results(stage, &g, results, err);
     for (size_t i = 0; i < g.tally_count; i++)
         free(g.tallies[i].which); /* NOLINT(clang-analyzer-core.NullDereference): there are some */
     free(g.tallies);

@@ -417,11 +417,8 @@ static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results,
     if (parse_hash(plan, &fingerprint) != QF_OK || !qf_json_get_integer(plan, "pieces", count) ||
         *count > PIECES_MOST)
         return refuse_plan(stage, err);
-    *results = qf_spill_alloc(((size_t)*count + 1) * sizeof **results);
-    if (!*results)
-        return qf_fail_memory(err);
     qf_status status =
-        qf_journal_gather(stage, &fingerprint, (size_t)*count, *results, &missing, err);
+        qf_journal_gather(stage, &fingerprint, (size_t)*count, results, &missing, err);
     if (status == QF_OK && missing)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                             "shards are missing: %s; run them (with --resume where they were "
