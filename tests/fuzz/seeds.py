@@ -52,7 +52,7 @@ CHOICES = {
 }
 # bytes of tests/fuzz/corpus
 ROOM = {
-    "export": 200_000,
+    "export": 140_000,
     "onnx": 60_000,
     "qdq": 60_000,
     "external": 30_000,
