@@ -248,16 +248,24 @@ class _Watcher:
     def _wait_for(self, call: Callable[[], int]) -> int:
         results: list[int] = []
         done = threading.Event()
+        claim = threading.Lock()
 
         def work() -> None:
-            results.append(call())
-            done.set()
+            if claim.acquire(blocking=False):
+                results.append(call())
+                done.set()
 
-        threading.Thread(target=work, name="quantfold").start()
+        # Ctrl-C may come while the thread starts, and must not leave before it has ended: what it
+        # works on would be closed. Nobody can tell then whether it did start; a second one does no
+        # harm, for only one gets the claim.
         while not done.is_set():
             try:
+                if not claim.locked():
+                    threading.Thread(target=work, name="quantfold").start()
                 done.wait()
             except BaseException as e:
+                if isinstance(e, Exception) and not claim.locked():
+                    raise  # there can be no more threads
                 self.raised = self.raised or e
         return results[0]
 
