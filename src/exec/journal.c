@@ -169,8 +169,9 @@ static qf_status each_journal(const qf_stage *stage,
 typedef struct gathering {
     const qf_hash *fingerprint;
     size_t count;
-    qf_result *results;
+    qf_result *results; /* NULL: only counting */
     qf_stats_table *stats;
+    uint64_t entries;
     /* by number of shards: which are done */
     struct tally {
         uint32_t of, done;
@@ -200,6 +201,8 @@ static int gather_one(void *user, int fd, uint32_t shard, uint32_t count)
     gathering *g = user;
     bool done;
     off_t sound = read_journal(fd, g->fingerprint, g->count, g->results, g->stats, &done);
+    if (sound > 0)
+        g->entries += (uint64_t)sound / sizeof(entry);
     if (sound <= 0 || count > QF_SHARDS_MOST)
         return sound < 0 ? errno : 0;
     struct tally *t = tally_of(g, count);
@@ -231,11 +234,25 @@ static char *name_missing(const struct tally *t)
     return text;
 }
 
+/* Room for `count` results only if there are so many: the number is from a file. */
+static qf_status read_results(const qf_stage *stage, gathering *g, qf_result **results,
+                              qf_error *err)
+{
+    if (g->entries < g->count)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                          "the journals have %llu entries and the plan has %zu pieces; run the "
+                          "shards again",
+                          (unsigned long long)g->entries, g->count);
+    *results = g->results = qf_spill_alloc((g->count + 1) * sizeof *g->results);
+    return g->results ? each_journal(stage, gather_one, g, err) : qf_fail_memory(err);
+}
+
 qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
-                            qf_result *results, qf_stats_table *stats, char **missing,
+                            qf_result **results, qf_stats_table *stats, char **missing,
                             qf_error *err)
 {
-    gathering g = {.fingerprint = fingerprint, .count = count, .results = results, .stats = stats};
+    gathering g = {.fingerprint = fingerprint, .count = count, .stats = stats};
+    *results = NULL;
     qf_status status = each_journal(stage, gather_one, &g, err);
     const struct tally *best = NULL; /* the whole one, or else that with the least missing */
     for (size_t i = 0; i < g.tally_count; i++) {
@@ -250,6 +267,8 @@ qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, s
         *missing = name_missing(best);
     if (status == QF_OK && (g.failed || (!*missing && (!best || best->done < best->of))))
         status = qf_fail_memory(err);
+    if (status == QF_OK && !*missing)
+        status = read_results(stage, &g, results, err);
     for (size_t i = 0; i < g.tally_count; i++)
         free(g.tallies[i].which); /* NOLINT(clang-analyzer-core.NullDereference): there are some */
     free(g.tallies);

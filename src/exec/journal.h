@@ -87,10 +87,12 @@ qf_status qf_journal_add(qf_journal *journal, const qf_result *result, qf_error 
 qf_status qf_journal_finish(qf_journal *journal, bool sync, qf_error *err);
 void qf_journal_close(qf_journal *journal);
 
-/* Reads all journals of an output into `results` and `stats`. *missing is a text that names the
- * shards that are not done, malloc'ed; NULL if some number of shards is whole. */
+/* Reads all journals of an output. If no shard is missing, *results are those of its `count`
+ * pieces, to be freed by qf_spill_free, and `stats` takes their statistics; else *results is NULL.
+ * *missing is a text that names the shards that are not done, malloc'ed; NULL if some number of
+ * shards is whole. */
 qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
-                            qf_result *results, qf_stats_table *stats, char **missing,
+                            qf_result **results, qf_stats_table *stats, char **missing,
                             qf_error *err);
 
 #endif

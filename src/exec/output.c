@@ -446,11 +446,10 @@ static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results,
         return refuse_plan(stage, err);
     const cJSON *manifest = cJSON_GetObjectItemCaseSensitive(plan, "manifest");
     int weights = cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(manifest, "weights"));
-    *results = qf_spill_alloc(((size_t)*count + 1) * sizeof **results);
-    if (!*results || !qf_stats_table_init(stats, (size_t)weights))
+    if (!qf_stats_table_init(stats, (size_t)weights))
         return qf_fail_memory(err);
     qf_status status =
-        qf_journal_gather(stage, &fingerprint, (size_t)*count, *results, stats, &missing, err);
+        qf_journal_gather(stage, &fingerprint, (size_t)*count, results, stats, &missing, err);
     if (status == QF_OK && missing)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                             "shards are missing: %s; run them (with --resume where they were "

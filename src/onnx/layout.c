@@ -278,13 +278,17 @@ static bool field_holds(int field, int32_t data_type)
     }
 }
 
+/* Data that does not fit its dims stays as it was: of an external file nobody would read it. */
 static bool can_be_external(const layouter *l, const Onnx__TensorProto *tensor)
 {
     const qf_payload *p = payload_of(l, tensor);
+    uint64_t count;
+    bool fits = qf_dims_count(tensor->dims, tensor->n_dims, &count) &&
+                qf_raw_bytes(tensor->data_type, count) == p->raw_length;
     bool decodable = p->kind != QF_PAYLOAD_SPAN || !qf_field_is_varint(p->field) ||
                      field_holds(p->field, tensor->data_type);
     return tensor->name && *tensor->name && qf_dtype_bits(tensor->data_type) && p->raw_length &&
-           decodable;
+           fits && decodable;
 }
 
 static bool set_entry(qf_arena *arena, Onnx__StringStringEntryProto **slot, const char *key,

@@ -18,13 +18,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
 MOST = 16 * 1024  # bytes of an input; larger ones are slow to run and hold nothing new
+KEPT_MOST = 3000  # bytes of an input that is kept
 SUITES = [
     "tests/conformance/test_synthetic.py",
     "tests/conformance/test_qdq_graphs.py",
@@ -49,7 +52,7 @@ CHOICES = {
 }
 # bytes of tests/fuzz/corpus
 ROOM = {
-    "export": 200_000,
+    "export": 140_000,
     "onnx": 60_000,
     "qdq": 60_000,
     "external": 30_000,
@@ -246,8 +249,6 @@ def safetensors(folder: Path) -> None:
 
 def commit(folder: Path) -> None:
     """plan.json and journal of a run of one shard, from the program itself."""
-    import tempfile
-
     binary = os.environ["QUANTFOLD_SEED_BIN"]
     digits = REPO / "datasets" / "digits"
     for extra in ([], ["--manifest"], ["--external", "always"]):
@@ -281,20 +282,21 @@ def small_json(folder: Path) -> None:
 
 def choose(seeds: Path) -> None:
     """Fill tests/fuzz/corpus."""
-    import tempfile
-
     build = REPO / "build-fuzz"
     for target, room in ROOM.items():
         place = REPO / "tests" / "fuzz" / "corpus" / target
         sources = [p for p in (seeds / target, build / "corpus" / target, place) if p.is_dir()]
-        with tempfile.TemporaryDirectory() as merged:
+        with tempfile.TemporaryDirectory() as folder:
+            # a copy: others may be fuzzing, and -max_len would cut what is too long
+            every, merged = Path(folder) / "every", Path(folder) / "merged"
+            every.mkdir()
+            merged.mkdir()
+            for file in (f for source in sources for f in source.iterdir()):
+                if file.stat().st_size <= KEPT_MOST:
+                    shutil.copy(file, every / hashlib.sha1(file.read_bytes()).hexdigest())
             program = build / "tests" / "fuzz" / f"fuzz_{target}"
-            subprocess.run(
-                [program, "-merge=1", "-max_len=4096", merged, *sources],
-                check=True,
-                capture_output=True,
-            )
-            inputs = sorted(Path(merged).iterdir(), key=lambda p: (p.stat().st_size, p.name))
+            subprocess.run([program, "-merge=1", merged, every], check=True, capture_output=True)
+            inputs = sorted(merged.iterdir(), key=lambda p: (p.stat().st_size, p.name))
             place.mkdir(parents=True, exist_ok=True)
             for old in place.iterdir():
                 old.unlink()
