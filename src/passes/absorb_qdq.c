@@ -269,10 +269,11 @@ static qf_status read_constant_dq(absorber *a, const qf_node *dq, dequantized *d
         *usable &= tensors[i] || zeros;
     }
     d->tensor = tensors[0]; /* a DQ that comes here has two inputs, so with *usable two tensors */
-    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference) */
+    /* NOLINTBEGIN(clang-analyzer-core.NullDereference) */
     *usable = *usable && qf_dims_count(d->tensor->dims, d->tensor->n_dims, &count) &&
               count <= SMALL_CONSTANT && tensors[1]->n_dims <= 1 &&
               tensors[1]->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT;
+    /* NOLINTEND(clang-analyzer-core.NullDereference) */
     for (size_t i = 0; *usable && i < 3; i++) {
         const char *why = NULL;
         qf_status status = tensors[i] ? qf_constant_read(tensors[i], a->q.payloads, a->q.path,

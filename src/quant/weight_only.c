@@ -154,8 +154,7 @@ static void read_record(chooser *c)
     if (n == 1 || n == c->channels)
         return;
     uint64_t groups = n / c->channels; /* NOLINT(clang-analyzer-core.DivideZero): not empty */
-    /* NOLINTNEXTLINE(clang-analyzer-core.DivideZero): there are scales, so groups if n % channels
-     * is 0 */
+    /* NOLINTNEXTLINE(clang-analyzer-core.DivideZero): n is not 0, so no groups means a remainder */
     if (n % c->channels || groups > c->depth || c->depth % groups) {
         refuse(c,
                "scale_w has %llu values; the layer takes 1, %llu (one for each output channel), or "
