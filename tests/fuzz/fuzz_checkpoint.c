@@ -24,7 +24,7 @@ static void read_options(fuzz_part *input, qf_checkpoint_options *o)
     o->no_sync = true;
     o->io = QF_IO_PWRITE;
     o->scheme = schemes[scheme % 8];
-    o->include = scheme >> 3 & 1 ? "weight|a" : NULL;
+    o->include = scheme >> 3 & 1 ? NULL : "weight|a"; /* else, only those of 32 x 32 or more */
     o->exclude = scheme >> 4 & 1 ? "b" : NULL;
     o->manifest = more & 1;
     if (more & 2)

@@ -59,7 +59,7 @@ ROOM = {
     "record": 25_000,
     "config": 20_000,
     "safetensors": 10_000,
-    "checkpoint": 25_000,
+    "checkpoint": 40_000,
     "json": 10_000,
     "commit": 20_000,
 }
