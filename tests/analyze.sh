@@ -34,7 +34,7 @@ cat "$log"
 # Of gcc's analyzer, what it is right about. Version 12 takes arrays and structs that `= {0}` fills for
 # uninitialised, blocks behind their head for leaks, and follows what a status rules out.
 echo "gcc -fanalyzer"
-flags=(-std=c11 -O1 -D_GNU_SOURCE -DQF_VERSION='""' -I include -I src -I kernels -isystem "$build/src/proto"
+flags=(-std=c11 -O1 -D_GNU_SOURCE -DQF_VERSION='""' -DQF_BUILD_TARGET='""' -DQF_BUILD_TYPE='""' -I include -I src -I kernels -isystem "$build/src/proto"
        -fopenmp -mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -c -o /dev/null -Werror -fanalyzer)
 for check in use-of-uninitialized-value null-dereference null-argument possible-null-dereference \
   possible-null-argument malloc-leak; do

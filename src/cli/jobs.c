@@ -332,6 +332,7 @@ static void read_jobs(reader *r)
             *(jobs ? &list : &defaults) = item;
     }
     read_defaults(r, defaults);
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): then it is no array */
     if (!cJSON_IsArray(list) || !list->child) {
         complain(r, NULL, "jobs", "must be a list of at least one job");
         return;

@@ -41,10 +41,9 @@ static char *resolve(const char *folder)
 {
     char *head = strdup(*folder ? folder : "."), *there = NULL;
     char *rest = head ? calloc(1, strlen(head) + 2) : NULL; /* what of `head` is not there */
-    size_t behind = head ? strlen(head) : 0;
     while (rest && !(there = realpath(head, NULL))) {
         char *slash = strrchr(head, '/');
-        behind = slash ? (size_t)(slash - head) + 1 : 0;
+        size_t behind = slash ? (size_t)(slash - head) + 1 : 0;
         if (!slash && strcmp(head, ".") == 0)
             break; /* the working folder itself is gone */
         snprintf(rest, strlen(folder) + 2, "%s", folder + behind);

@@ -32,7 +32,7 @@ void qf_body_step(qf_body *b, const char *op, const char *output, const char *in
 void qf_body_int(qf_body *b, const char *name, int64_t value);
 void qf_body_string(qf_body *b, const char *name, const char *value);
 void qf_body_graph(qf_body *b, const char *name, Onnx__GraphProto *graph);
-void qf_body_ref(qf_body *b, const char *name, const char *attribute, int type);
+void qf_body_ref(qf_body *b, const char *name, const char *of, int type);
 /* Casts to a TensorProto data type. */
 void qf_body_cast(qf_body *b, const char *output, const char *input, int32_t data_type);
 /* Constants: a scalar of FLOAT, DOUBLE, INT32, INT64, UINT64 or UINT8; vectors. */
@@ -40,8 +40,8 @@ void qf_body_number(qf_body *b, const char *output, int32_t data_type, double va
 void qf_body_int64s(qf_body *b, const char *output, const int64_t *values, size_t count);
 void qf_body_doubles(qf_body *b, const char *output, const double *values, size_t count);
 /* The node's attribute as a tensor: a TENSOR, or a FLOAT. */
-void qf_body_tensor(qf_body *b, const char *output, const char *attribute);
-void qf_body_float(qf_body *b, const char *output, const char *attribute);
+void qf_body_tensor(qf_body *b, const char *output, const char *of);
+void qf_body_float(qf_body *b, const char *output, const char *of);
 /* "<stem>_<suffix>" in the arena; "" when memory is exhausted. */
 const char *qf_body_name(qf_body *b, const char *stem, const char *suffix);
 /* The two with a space between, likewise. */

@@ -180,7 +180,7 @@ qf_status qf_run_rnn(qf_runner *r, qf_node *node)
     int64_t scales = hidden > 0 && hidden <= INT32_MAX ? count_scales(node, form, hidden) : 0;
     if (!scales)
         return qf_run_refuse(r, node, "its dequant parameter does not fit its hidden_size");
-    qf_value *weights[2];
+    qf_value *weights[2] = {0};
     qf_status status = read_weights(r, node, weights, hidden);
     if (status != QF_OK)
         return status;

@@ -25,9 +25,9 @@ static bool add_bias(cJSON *item, const qf_plan *plan, const qf_layer *l)
         int64_t magnitude = value < 0 ? -(int64_t)value : value;
         largest = magnitude > largest ? magnitude : largest;
     }
+    uint64_t elements = p->raw_length / sizeof(int32_t);
     cJSON *bias = cJSON_AddObjectToObject(item, "bias");
-    return bias &&
-           qf_json_add_number(bias, "elements", (double)(p->raw_length / sizeof(int32_t))) &&
+    return bias && qf_json_add_number(bias, "elements", (double)elements) &&
            qf_json_add_number(bias, "largest", (double)largest) &&
            qf_json_add_number(bias, "share_of_int32", (double)largest * 0x1p-31);
 }

@@ -115,17 +115,20 @@ static void put_ticks(FILE *out, double end)
     double step = line_step(end);
     fprintf(out, "<svg class=\"ticks\" width=\"42\" height=\"%d\" aria-hidden=\"true\">",
             TOP + PLOT_HEIGHT + 2);
-    for (double db = 0; db <= end; db += step)
+    for (int i = 0; i * step <= end; i++) {
+        double db = i * step;
         fprintf(out, "<text class=\"tick\" x=\"34\" y=\"%.1f\" text-anchor=\"end\">%.0f%s</text>",
                 TOP + PLOT_HEIGHT * (1 - db / end) + (db > 0 ? 4 : 0), db,
                 db + step > end ? " dB" : "");
+    }
     fputs("</svg>\n", out);
 }
 
 static void put_lines(FILE *out, double end)
 {
     double step = line_step(end);
-    for (double db = 0; db <= end; db += step) {
+    for (int i = 0; i * step <= end; i++) {
+        double db = i * step;
         double y = TOP + PLOT_HEIGHT * (1 - db / end);
         fprintf(out, "<line class=\"grid\" x1=\"0\" x2=\"100%%\" y1=\"%.1f\" y2=\"%.1f\"/>", y, y);
     }

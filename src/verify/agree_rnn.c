@@ -103,7 +103,7 @@ static qf_status compare_bias(qf_rnn_pair *r, const qf_value *va, qf_value *vb)
     for (uint64_t i = 0; fits && i < ra.count; i++) {
         const unsigned char *x = qf_reading_at(&ra, 4 * i, 4), *y = qf_reading_at(&rb, 4 * i, 4);
         int which = i >= r->rows;
-        uint64_t row = i % r->rows;
+        uint64_t row = i % r->rows; /* NOLINT(clang-analyzer-core.DivideZero): i < 2 * rows */
         int32_t q = 0;
         float f = 0, scale = r->found[which][row];
         if (!x || !y)

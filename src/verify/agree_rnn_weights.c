@@ -67,8 +67,10 @@ static int candidates(weight_pair *w, uint64_t row, float out[CANDIDATES])
     float middle = (float)((double)value / largest);
     for (int i = 0; i < CANDIDATES / 2; i++)
         middle = nextafterf(middle, 0);
-    for (int i = 0; i < CANDIDATES; i++, middle = nextafterf(middle, INFINITY))
+    for (int i = 0; i < CANDIDATES; i++) {
         out[i] = middle;
+        middle = nextafterf(middle, INFINITY);
+    }
     return CANDIDATES;
 }
 

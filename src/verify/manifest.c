@@ -184,7 +184,9 @@ static void check_parts(checker *c, file_check *f, const cJSON *item)
     XXH3_128bits_reset(f->whole);
     f->sound = true;
     cJSON_ArrayForEach(part, cJSON_GetObjectItemCaseSensitive(item, "parts"))
+    {
         check_part(c, f, part);
+    }
     if (!f->sound)
         return;
     check_gap(c, f, f->file->size);

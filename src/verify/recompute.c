@@ -210,6 +210,7 @@ static void note_failure(sweep *s, qf_status status, const qf_error *err)
 static void run_all(sweep *s)
 {
     int threads = s->against->options->threads;
+    /* NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): the pragma reads it */
     threads = threads > 0 ? threads : omp_get_max_threads();
 #pragma omp parallel num_threads(threads)
     {

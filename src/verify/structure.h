@@ -42,7 +42,7 @@ bool qf_check_attributes(qf_subject *subject, const qf_node *node, const qf_attr
 /* Integral and inside the range of dst_type; INT4 allows that of INT8, as the reference does. */
 bool qf_offset_fits(float offset, int bits);
 /* 4, 8, 16; 0 for anything else. */
-int qf_dst_bits(const Onnx__AttributeProto *dst_type);
+int qf_dst_bits(const Onnx__AttributeProto *a);
 /* Whether a scale is finite and above zero. */
 bool qf_scale_fits(float scale);
 
