@@ -40,6 +40,11 @@ typedef struct outcome {
 
 /* ---- the plan in the staging folder ---- */
 
+static uint32_t shards_of(const outcome *o)
+{
+    return o->sharded ? o->options->shard_count : 1;
+}
+
 /* What `quantfold commit` needs to know. */
 static cJSON *plan_json(const outcome *o)
 {
@@ -48,6 +53,7 @@ static cJSON *plan_json(const outcome *o)
     cJSON *root = cJSON_CreateObject();
     qf_hash_text(&o->fingerprint, hash);
     bool ok = root && qf_json_add_text(root, "fingerprint", hash) &&
+              qf_json_add_number(root, "shards", shards_of(o)) &&
               qf_json_add_number(root, "pieces", (double)o->piece_count) &&
               qf_json_add_number(root, "bytes_read", (double)o->totals.bytes_read);
     cJSON *files = ok ? cJSON_AddArrayToObject(root, "files") : NULL;
@@ -100,16 +106,28 @@ static qf_status read_plan(const qf_stage *stage, cJSON **plan, qf_error *err)
     return QF_OK;
 }
 
-static qf_status plan_is_ours(const outcome *o, bool *ours, qf_error *err)
+/* What the plan in the staging folder is to this run. */
+typedef enum claim_state {
+    CLAIM_FOREIGN,          /* another output's, or none */
+    CLAIM_SHARED_OTHERWISE, /* of this output, among another number of shards */
+    CLAIM_OURS,
+} claim_state;
+
+static qf_status read_claim(const outcome *o, claim_state *state, qf_error *err)
 {
     char hash[QF_HASH_TEXT];
+    uint64_t shards;
     cJSON *plan;
     qf_status status = read_plan(&o->stage, &plan, err);
     qf_hash_text(&o->fingerprint, hash);
     const char *theirs =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "fingerprint"));
-    *ours = theirs && strcmp(theirs, hash) == 0 &&
-            (!o->manifest || cJSON_HasObjectItem(plan, "manifest"));
+    *state = CLAIM_FOREIGN;
+    if (theirs && strcmp(theirs, hash) == 0 &&
+        (!o->manifest || cJSON_HasObjectItem(plan, "manifest")))
+        *state = qf_json_get_integer(plan, "shards", &shards) && shards == shards_of(o)
+                     ? CLAIM_OURS
+                     : CLAIM_SHARED_OTHERWISE;
     cJSON_Delete(plan);
     return status;
 }
@@ -145,11 +163,20 @@ static void wait_a_little(void)
     nanosleep(&t, NULL);
 }
 
-static qf_status start_anew(outcome *o, qf_error *err)
+/* Makes the plan this run's, alone in the folder. Of the same output among another number of
+ * shards, only what says that they are done goes: files that one of them has written may be about
+ * to be written again. */
+static qf_status take_over(outcome *o, claim_state state, qf_error *err)
 {
-    if (!qf_stage_empty(&o->stage))
-        return qf_fail_errno(err, o->stage.partial, errno, "cannot clean up after an earlier run");
-    return write_plan(o, err);
+    qf_status status = QF_OK;
+    if (state == CLAIM_OURS)
+        return QF_OK;
+    if (state == CLAIM_SHARED_OTHERWISE)
+        status = qf_journal_void(&o->stage, &o->fingerprint, o->piece_count, err);
+    else if (!qf_stage_empty(&o->stage))
+        status =
+            qf_fail_errno(err, o->stage.partial, errno, "cannot clean up after an earlier run");
+    return status == QF_OK ? write_plan(o, err) : status;
 }
 
 /* The staging folder becomes that of this output. What is there of another goes, unless somebody is
@@ -160,18 +187,18 @@ static qf_status claim_shared(outcome *o, qf_error *err)
     enum { TRIES = 500 };
     qf_stage *stage = &o->stage;
     for (int i = 0; i < TRIES; i++) {
-        bool ours;
+        claim_state state;
         if (i > 0 && qf_lock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
             wait_a_little();
             continue;
         }
-        qf_status status = plan_is_ours(o, &ours, err);
-        if (status != QF_OK || ours)
+        qf_status status = read_claim(o, &state, err);
+        if (status != QF_OK || state == CLAIM_OURS)
             return status;
         if (qf_lock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
-            status = plan_is_ours(o, &ours, err);
-            if (status == QF_OK && !ours)
-                status = start_anew(o, err);
+            status = read_claim(o, &state, err);
+            if (status == QF_OK)
+                status = take_over(o, state, err);
             qf_lock(stage->partial_fd, LOCK_SH);
             return status;
         }
@@ -179,13 +206,14 @@ static qf_status claim_shared(outcome *o, qf_error *err)
         wait_a_little();
     }
     return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
-                      "shards of another output, or of the same one from other inputs, are being "
-                      "written to the same save path");
+                      "shards of another output, or of the same one from other inputs or in "
+                      "another number, are being written to the same save path");
 }
 
 static qf_status claim(outcome *o, qf_error *err)
 {
     qf_status status;
+    claim_state state;
     if (o->sharded) {
         status = claim_shared(o, err);
         o->stage.resumed = o->options->resume;
@@ -193,8 +221,9 @@ static qf_status claim(outcome *o, qf_error *err)
     }
     if (!o->options->resume)
         return QF_OK;
-    status = plan_is_ours(o, &o->stage.resumed, err);
-    return status != QF_OK || o->stage.resumed ? status : start_anew(o, err);
+    status = read_claim(o, &state, err);
+    o->stage.resumed = status == QF_OK && state != CLAIM_FOREIGN;
+    return status == QF_OK ? take_over(o, state, err) : status;
 }
 
 /* ---- writing ---- */
@@ -440,16 +469,18 @@ static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results,
 {
     enum { PIECES_MOST = QF_PART_INDEX_MAX };
     qf_hash fingerprint;
+    uint64_t shards;
     char *missing = NULL;
     if (parse_hash(plan, &fingerprint) != QF_OK || !qf_json_get_integer(plan, "pieces", count) ||
-        *count > PIECES_MOST)
+        *count > PIECES_MOST || !qf_json_get_integer(plan, "shards", &shards) || !shards ||
+        shards > QF_SHARDS_MOST)
         return refuse_plan(stage, err);
     const cJSON *manifest = cJSON_GetObjectItemCaseSensitive(plan, "manifest");
     int weights = cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(manifest, "weights"));
     if (!qf_stats_table_init(stats, (size_t)weights))
         return qf_fail_memory(err);
-    qf_status status =
-        qf_journal_gather(stage, &fingerprint, (size_t)*count, results, stats, &missing, err);
+    qf_status status = qf_journal_gather(stage, &fingerprint, (size_t)*count, (uint32_t)shards,
+                                         results, stats, &missing, err);
     if (status == QF_OK && missing)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                             "shards are missing: %s; run them (with --resume where they were "

@@ -352,6 +352,55 @@ def test_shards_of_other_inputs_do_not_mix(small, tmp_path):
     small.check(out)
 
 
+def fail_midway(rig: Rig, out: Path, *extra) -> None:
+    """A run that takes the folder for itself, makes its files, and then has no memory to fill them."""
+    result = rig.quantfold(*rig.arguments(out, *extra, "--memory-limit", "1K"))
+    assert result.code == 1 and "memory limit" in result.err
+
+
+@pytest.mark.parametrize("extra", [(), ("--resume",)])
+def test_other_number_of_shards_takes_back_what_was_done(small, tmp_path, extra):
+    """Files that a shard of another number has made anew are zeros, whatever was done before."""
+    out = tmp_path / "o"
+    for shard in range(2):
+        small.run(out, "--shard", f"{shard}/2")
+    fail_midway(small, out, "--shard", "1/3", *extra)
+    assert "shards are missing: 0, 1, 2 of 3" in small.commit(out, expect=1).err
+    small.run(out, "--shard", "0/2", "--resume")
+    assert "shards are missing: 1 of 2" in small.commit(out, expect=1).err, "nor is it again"
+    small.run(out, "--shard", "1/2", "--resume")
+    small.commit(out)
+    small.check(out)
+
+
+def test_shard_that_is_begun_again_is_not_done(small, tmp_path):
+    """A lost file is made anew by its shard, as zeros; the shard fails before they are filled."""
+    out = tmp_path / "o"
+    for shard in range(2):
+        small.run(out, "--shard", f"{shard}/2")
+    for path in (out / PARTIAL).glob("w*"):
+        path.unlink()
+    assert "run its shard again" in small.commit(out, expect=1).err
+    fail_midway(small, out, "--shard", "0/2", "--resume")
+    assert "shards are missing: 0 of 2" in small.commit(out, expect=1).err
+    small.run(out, "--shard", "0/2", "--resume")
+    small.run(out, "--shard", "1/2", "--resume")
+    small.commit(out)
+    small.check(out)
+
+
+def test_single_run_over_shards_takes_back_what_was_done(small, tmp_path):
+    out = tmp_path / "o"
+    for shard in range(2):
+        small.run(out, "--shard", f"{shard}/2")
+    for path in (out / PARTIAL).glob("w*"):
+        path.unlink()
+    fail_midway(small, out, "--resume")
+    assert "shards are missing: 0 of 1" in small.commit(out, expect=1).err
+    small.run(out, "--resume")
+    small.check(out)
+
+
 def test_commit_of_nothing(small, tmp_path):
     (tmp_path / "o").mkdir()
     result = small.commit(tmp_path / "o", expect=1)
