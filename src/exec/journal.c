@@ -393,7 +393,7 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
         status = qf_fail_memory(err);
     else if (out->fd < 0)
         status = fail_journal(out, errno, err);
-    else if (qf_lock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    else if (qf_stage_lock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         status =
             qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                        "shard %u of %u is being written by another process", shard, shard_count);

@@ -179,6 +179,11 @@ static qf_status take_over(outcome *o, claim_state state, qf_error *err)
     return status == QF_OK ? write_plan(o, err) : status;
 }
 
+static qf_status fail_lock(const qf_stage *stage, qf_error *err)
+{
+    return qf_fail_errno(err, stage->partial, errno, "cannot lock the staging folder");
+}
+
 /* The staging folder becomes that of this output. What is there of another goes, unless somebody is
  * writing it: a shard tries for a while, for others may be about to do the same. It waits without a
  * lock: of shards that wait with one, none would ever get the folder for itself. */
@@ -188,21 +193,26 @@ static qf_status claim_shared(outcome *o, qf_error *err)
     qf_stage *stage = &o->stage;
     for (int i = 0; i < TRIES; i++) {
         claim_state state;
-        if (i > 0 && qf_lock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
+        if (i > 0 && qf_stage_lock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
+            if (errno != EWOULDBLOCK)
+                return fail_lock(stage, err);
             wait_a_little();
             continue;
         }
         qf_status status = read_claim(o, &state, err);
         if (status != QF_OK || state == CLAIM_OURS)
             return status;
-        if (qf_lock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
+        if (qf_stage_lock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
             status = read_claim(o, &state, err);
             if (status == QF_OK)
                 status = take_over(o, state, err);
-            qf_lock(stage->partial_fd, LOCK_SH);
+            if (qf_stage_lock(stage->partial_fd, LOCK_SH) != 0 && status == QF_OK)
+                status = fail_lock(stage, err);
             return status;
         }
-        qf_lock(stage->partial_fd, LOCK_UN);
+        if (errno != EWOULDBLOCK)
+            return fail_lock(stage, err);
+        qf_stage_lock(stage->partial_fd, LOCK_UN);
         wait_a_little();
     }
     return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},

@@ -246,17 +246,24 @@ static qf_status recover(qf_stage *stage, qf_error *err)
     return QF_OK;
 }
 
+int qf_stage_lock(int fd, int operation)
+{
+    int result = qf_lock(fd, operation);
+    bool none = result != 0 && (errno == ENOTSUP || errno == ENOSYS || errno == ENOLCK);
+    return none ? 0 : result;
+}
+
 /* A shard waits a while: another one may have the folder for itself for a moment, to make it that
  * of their output. */
 static int lock_folder(int fd, qf_stage_mode mode)
 {
     enum { TRIES = 500 };
     const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
-    int result = qf_lock(fd, (mode == QF_STAGE_SHARD ? LOCK_SH : LOCK_EX) | LOCK_NB);
+    int result = qf_stage_lock(fd, (mode == QF_STAGE_SHARD ? LOCK_SH : LOCK_EX) | LOCK_NB);
     for (int i = 0; mode == QF_STAGE_SHARD && result != 0 && errno == EWOULDBLOCK && i < TRIES;
          i++) {
         nanosleep(&pause, NULL);
-        result = qf_lock(fd, LOCK_SH | LOCK_NB);
+        result = qf_stage_lock(fd, LOCK_SH | LOCK_NB);
     }
     return result;
 }
@@ -285,11 +292,7 @@ static qf_status lock_partial(qf_stage *stage, qf_error *err)
             if (e == EWOULDBLOCK)
                 return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                                   "another export to the same save path is running");
-            if (e != ENOTSUP && e != ENOSYS && e != ENOLCK)
-                return qf_fail_errno(err, stage->partial, e, "cannot lock the staging folder");
-            fd = open_folder(stage->partial);
-            if (fd < 0)
-                return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
+            return qf_fail_errno(err, stage->partial, e, "cannot lock the staging folder");
         }
         /* a run that ended between our open and our lock may have removed the folder */
         bool known = fstat(fd, &held) == 0, there = known && lstat(stage->partial, &named) == 0;

@@ -65,6 +65,8 @@ typedef struct qf_stage {
  * QF_ERR_INPUT if another run holds the lock. */
 qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
                         qf_error *err);
+/* flock, but a file system without locks is no error: runs are not kept apart there. */
+int qf_stage_lock(int fd, int operation);
 /* Removes all that is staged. False with errno set if that fails. */
 bool qf_stage_empty(qf_stage *stage);
 /* Creates a file of `size` bytes, mode 0640, its space allocated where the file system can. `name`
