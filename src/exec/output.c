@@ -372,8 +372,23 @@ static qf_status prepare(outcome *o, qf_error *err)
     return status;
 }
 
+/* Whether the earlier run whose files have just been put in place was one of this very output. */
+static qf_status find_whole(outcome *o, bool *whole, qf_error *err)
+{
+    claim_state state = CLAIM_FOREIGN;
+    bool asked = o->stage.recovered && o->options->resume && !o->sharded;
+    qf_status status = asked ? read_claim(o, &state, err) : QF_OK;
+    *whole = status == QF_OK && state != CLAIM_FOREIGN;
+    if (*whole) {
+        o->totals.bytes_kept = o->totals.bytes_written;
+        o->stage.keep = false;
+    }
+    return status;
+}
+
 static qf_status run(outcome *o, qf_error *err)
 {
+    bool whole = false;
     const qf_run_options *options = o->options;
     qf_stage_mode mode = o->sharded        ? QF_STAGE_SHARD
                          : options->resume ? QF_STAGE_RESUME
@@ -386,6 +401,9 @@ static qf_status run(outcome *o, qf_error *err)
     o->staged = true;
     o->stage.unsynced = options->no_sync;
     o->stage.keep = o->sharded || options->resume;
+    status = find_whole(o, &whole, err);
+    if (status != QF_OK || whole)
+        return status;
     status = claim(o, err);
     if (status == QF_OK && o->journaled) {
         status = qf_journal_open(&o->stage, &o->fingerprint, options->shard,
@@ -500,6 +518,22 @@ static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results,
     return status;
 }
 
+/* A commit that died between two renames, and that opening the stage has finished. */
+static qf_status report_recovered(const qf_stage *stage, qf_report_totals *totals, qf_error *err)
+{
+    const cJSON *file;
+    cJSON *plan;
+    qf_status status = read_plan(stage, &plan, err);
+    cJSON_ArrayForEach(file, cJSON_GetObjectItemCaseSensitive(plan, "files"))
+    {
+        uint64_t size;
+        totals->bytes_written += qf_json_get_integer(file, "bytes", &size) ? size : 0;
+    }
+    qf_json_get_integer(plan, "bytes_read", &totals->bytes_read);
+    cJSON_Delete(plan);
+    return status;
+}
+
 static qf_status commit(qf_stage *stage, qf_report_totals *totals, qf_error *err)
 {
     uint64_t count;
@@ -543,7 +577,8 @@ qf_status qf_commit(const char *save_path, bool no_sync, qf_report **out, qf_err
     status = qf_stage_open(folder, prefix, QF_STAGE_RESUME, &stage, err);
     if (status == QF_OK) {
         stage.unsynced = no_sync;
-        status = commit(&stage, &totals, err);
+        status =
+            stage.recovered ? report_recovered(&stage, &totals, err) : commit(&stage, &totals, err);
         /* a folder that this call made is empty; shards that are there stay */
         stage.keep |=
             status != QF_OK && (faccessat(stage.run_fd, PLAN, F_OK, 0) == 0 || errno != ENOENT);

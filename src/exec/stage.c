@@ -224,16 +224,16 @@ static bool examine(qf_stage *stage, bool *complete, bool *replaced)
 }
 
 /* Files move into place if the run that left them was complete; those that it replaced move back if
- * it was about to undo that. The rest goes unless it is to be taken up again. */
-static qf_status recover(qf_stage *stage, qf_error *err)
+ * it was about to undo that. The rest goes unless it is to be taken up again. A shard, which is not
+ * alone, does none of this: *half tells it. */
+static qf_status recover(qf_stage *stage, bool *half, qf_error *err)
 {
     bool complete, replaced;
     if (!examine(stage, &complete, &replaced))
         return fail_recovery(stage, err);
-    if ((complete || replaced) && stage->mode == QF_STAGE_SHARD)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
-                          "an earlier output is half in place; finish it with 'quantfold commit', "
-                          "then start the shards again");
+    *half = (complete || replaced) && stage->mode == QF_STAGE_SHARD;
+    if (*half)
+        return QF_OK;
     if (complete && !(each_entry(stage->partial_fd, move_first, stage) &&
                       each_entry(stage->partial_fd, move_last, stage)))
         return fail_recovery(stage, err);
@@ -241,8 +241,9 @@ static qf_status recover(qf_stage *stage, qf_error *err)
         return fail_recovery(stage, err);
     if ((complete || replaced) && qf_sync(stage->folder_fd) != 0)
         return fail_recovery(stage, err);
-    if ((complete || stage->mode == QF_STAGE_FRESH) && !qf_stage_empty(stage))
+    if (stage->mode == QF_STAGE_FRESH && !qf_stage_empty(stage))
         return fail_recovery(stage, err);
+    stage->recovered = complete;
     return QF_OK;
 }
 
@@ -317,9 +318,10 @@ static qf_status open_run(qf_stage *stage, qf_error *err)
     return QF_OK;
 }
 
-qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
-                        qf_error *err)
+static qf_status open_stage(const char *folder, const char *prefix, qf_stage_mode mode,
+                            qf_stage *out, bool *half, qf_error *err)
 {
+    *half = false;
     *out = (qf_stage){.mode = mode, .folder_fd = -1, .partial_fd = -1, .run_fd = -1, .old_fd = -1};
     char name[NAME_MAX + 1];
     if (strlen(prefix) <= PLAIN_PREFIX_MAX)
@@ -340,11 +342,38 @@ qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mo
     if (status == QF_OK)
         status = open_run(out, err);
     if (status == QF_OK)
-        status = recover(out, err);
-    if (status != QF_OK) {
+        status = recover(out, half, err);
+    if (status != QF_OK || *half) {
         out->keep = true; /* nobody knows what is in there */
         qf_stage_close(out);
     }
+    return status;
+}
+
+/* What an earlier run of another process left half in place is dealt with alone, before the folder
+ * is shared; another shard that is at it is waited for. */
+qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
+                        qf_error *err)
+{
+    enum { TRIES = 100 };
+    const struct timespec pause = {.tv_nsec = 100 * 1000 * 1000};
+    bool half;
+    qf_status status = open_stage(folder, prefix, mode, out, &half, err);
+    for (int i = 0; status == QF_OK && half && i < TRIES; i++) {
+        status = open_stage(folder, prefix, QF_STAGE_RESUME, out, &half, err);
+        if (status == QF_ERR_INPUT)
+            nanosleep(&pause, NULL);
+        else if (status != QF_OK)
+            return status;
+        else {
+            out->keep = !out->recovered;
+            qf_stage_close(out);
+        }
+        status = open_stage(folder, prefix, mode, out, &half, err);
+    }
+    if (status == QF_OK && half)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = folder},
+                          "an earlier output is half in place, and another process is at it");
     return status;
 }
 

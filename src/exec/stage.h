@@ -18,7 +18,8 @@
  * back.
  *
  * The run's own files (`complete`, replaced files, journals: journal.h) are in its subfolder `run`.
- * Shards of one output share the folder and its lock; `quantfold commit` takes it for itself.
+ * Shards of one output share the folder and its lock; `quantfold commit` takes it for itself, and
+ * so does a shard that finds an earlier output half in place.
  */
 #ifndef QF_EXEC_STAGE_H
 #define QF_EXEC_STAGE_H
@@ -47,12 +48,14 @@ typedef enum qf_stage_mode {
 
 typedef struct qf_stage {
     qf_stage_mode mode;
-    bool resumed;  /* set by the caller: files of an earlier run are of this very output */
-    bool keep;     /* set by the caller: closing leaves what is there */
-    char *folder;  /* destination */
-    bool direct;   /* set by the caller: files are opened for direct I/O too */
-    bool unsynced; /* set by the caller: commit does not wait for the disk */
-    char *partial; /* path of the staging folder */
+    bool resumed;   /* set by the caller: files of an earlier run are of this very output */
+    bool recovered; /* an earlier run was complete, and its files have been put in place; `run` is
+                     * still as it was if the mode is RESUME, and to be emptied */
+    bool keep;      /* set by the caller: closing leaves what is there */
+    char *folder;   /* destination */
+    bool direct;    /* set by the caller: files are opened for direct I/O too */
+    bool unsynced;  /* set by the caller: commit does not wait for the disk */
+    char *partial;  /* path of the staging folder */
     int folder_fd, partial_fd, run_fd, old_fd;
     qf_stage_file *files;
     size_t count, cap;

@@ -175,7 +175,6 @@ static void test_failed_rename_rolls_back(void **state)
 /* A run that died while it was taking its renames back: the next one goes on with that. */
 static void test_roll_back_is_finished(void **state)
 {
-    (void)state;
     qf_stage stage;
     qf_error err;
     write_text(in_folder("a.external"), "new a");
@@ -187,13 +186,51 @@ static void test_roll_back_is_finished(void **state)
     /* of this one, only the link was made */
     snprintf(other, sizeof other, "%s/.m.quantfold-partial/run/old/m.onnx", folder);
     assert_int_equal(link(in_folder("m.onnx"), other), 0);
-    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_SHARD, &stage, &err), QF_ERR_INPUT);
-    assert_non_null(strstr(err.message, "half in place"));
-    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_RESUME, &stage, &err), QF_OK);
+    assert_int_equal(
+        qf_stage_open(folder, "m", *state ? QF_STAGE_SHARD : QF_STAGE_RESUME, &stage, &err), QF_OK);
+    assert_false(stage.recovered);
+    stage.keep = false;
+    stage.mode = QF_STAGE_RESUME; /* a shard's folder would stay */
     qf_stage_close(&stage);
     assert_text("a.external", "old a");
     assert_text("m.onnx", "old m");
     assert_int_equal(entries(), 2);
+}
+
+static int set_up_shard(void **state)
+{
+    static int shard;
+    int result = set_up(state);
+    *state = &shard;
+    return result;
+}
+
+/* A complete run is finished by whoever comes, who is told; a shard has the folder empty then. */
+static void test_complete_run_is_told(void **state)
+{
+    const qf_stage_mode modes[] = {QF_STAGE_FRESH, QF_STAGE_RESUME, QF_STAGE_SHARD};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        qf_stage stage;
+        qf_error err;
+        assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+        assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+        write_text(in_folder(".m.quantfold-partial/run/complete"), "");
+        write_text(in_folder(".m.quantfold-partial/run/plan.json"), "{}");
+        write_text(in_folder(".m.quantfold-partial/m.onnx"), "new");
+        assert_int_equal(qf_stage_open(folder, "m", modes[i], &stage, &err), QF_OK);
+        assert_text("m.onnx", "new");
+        if (modes[i] != QF_STAGE_SHARD)
+            assert_true(stage.recovered);
+        assert_int_equal(faccessat(stage.run_fd, "plan.json", F_OK, 0),
+                         modes[i] == QF_STAGE_RESUME ? 0 : -1);
+        if (modes[i] != QF_STAGE_RESUME)
+            assert_int_equal(faccessat(stage.run_fd, "complete", F_OK, 0), -1);
+        stage.mode = QF_STAGE_RESUME;
+        qf_stage_close(&stage);
+        assert_int_equal(entries(), 1);
+        assert_int_equal(unlink(in_folder("m.onnx")), 0);
+    }
 }
 
 /* What cannot be looked at is not thrown away. */
@@ -317,6 +354,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_complete_run_is_finished, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_rename_rolls_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up_shard, tear_down),
+        cmocka_unit_test_setup_teardown(test_complete_run_is_told, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_open_keeps_what_is_there, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_direct_files_without_end, set_up, tear_down),
