@@ -123,8 +123,7 @@ static qf_status read_claim(const outcome *o, claim_state *state, qf_error *err)
     const char *theirs =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "fingerprint"));
     *state = CLAIM_FOREIGN;
-    if (theirs && strcmp(theirs, hash) == 0 &&
-        (!o->manifest || cJSON_HasObjectItem(plan, "manifest")))
+    if (theirs && strcmp(theirs, hash) == 0)
         *state = qf_json_get_integer(plan, "shards", &shards) && shards == shards_of(o)
                      ? CLAIM_OURS
                      : CLAIM_SHARED_OTHERWISE;
@@ -362,7 +361,8 @@ static qf_status prepare(outcome *o, qf_error *err)
         status = qf_share_files(out->layout, out->jobs, o->pieces, o->piece_count,
                                 options->shard_count, &o->owners, err);
     if (status == QF_OK && o->journaled)
-        status = qf_fingerprint(out, options->stats, &o->fingerprint, err);
+        status = qf_fingerprint(out, options->manifest || options->stats, options->stats,
+                                &o->fingerprint, err);
     if (status == QF_OK && (options->manifest || options->stats))
         status = qf_manifest_template(out, o->pieces, o->piece_count, &o->manifest, err);
     for (size_t i = 0; status == QF_OK && options->stats && i < o->piece_count; i++)

@@ -139,6 +139,27 @@ def test_threads_and_shards_do_not_show(quantfold, tmp_path):
     assert snapshot(tmp_path / "s") == wanted
 
 
+@pytest.mark.parametrize("first", [(), ("--manifest",), ("--stats",)])
+@pytest.mark.parametrize("then", [(), ("--manifest",)])
+def test_what_is_taken_up_was_measured(quantfold, tmp_path, first, then):
+    """Parts of a run with other options of the manifest are not taken over: they lack its figures."""
+    spec, source = make_large.Spec(count=4, size=128, layout="external"), tmp_path / "in"
+    make_large.write(source, spec)
+    args = (source / "model.onnx", source / "record.txt")
+    more = ("--no-fsync", "--external", "always")
+    quantfold.export(*args, tmp_path / "one" / "m", *then, *more)
+    wanted, out = snapshot(tmp_path / "one"), tmp_path / "o" / "m"
+    for shard, options in enumerate((first, then)):
+        quantfold.export(*args, out, *options, "--shard", f"{shard}/2", *more)
+    result = quantfold("commit", "--save-path", out, "--no-fsync")
+    if first == then:
+        assert result.code == 0, result.err
+    else:
+        assert result.code == 1 and "shards are missing: 0 of 2" in result.err
+        quantfold.export(*args, out, *then, "--resume", *more)
+    assert snapshot(tmp_path / "o") == wanted
+
+
 def test_what_names_the_inputs(quantfold, tmp_path):
     """The same bytes at another time are other inputs; the outputs' hashes are the same."""
     spec, source = make_large.Spec(size=64), tmp_path / "in"
