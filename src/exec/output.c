@@ -448,9 +448,16 @@ static qf_status refuse_plan(const qf_stage *stage, qf_error *err)
                       "them with the same save path first");
 }
 
-static bool is_safe_name(const char *name)
+static qf_status check_name(const qf_stage *stage, const char *name, qf_error *err)
 {
-    return name && *name && *name != '/' && !strstr(name, "..") && strlen(name) < NAME_MAX;
+    if (!name)
+        return refuse_plan(stage, err);
+    if (qf_name_is_safe(name))
+        return QF_OK;
+    return qf_fail_at(
+        err, QF_ERR_INPUT, (qf_where){.file = stage->partial, .item = name},
+        "the plan names a file that is not inside the target folder, or whose name is "
+        "too long");
 }
 
 /* The files of the plan, which the shards have written. */
@@ -463,7 +470,10 @@ static qf_status expect_files(qf_stage *stage, const cJSON *plan, uint64_t *byte
     {
         uint64_t size, found;
         const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(file, "name"));
-        if (!is_safe_name(name) || !qf_json_get_integer(file, "bytes", &size))
+        status = check_name(stage, name, err);
+        if (status != QF_OK)
+            return status;
+        if (!qf_json_get_integer(file, "bytes", &size))
             return refuse_plan(stage, err);
         status = qf_stage_expect(stage, name, size, err);
         if (status != QF_OK)
@@ -551,9 +561,9 @@ static qf_status commit(qf_stage *stage, qf_report_totals *totals, qf_error *err
     if (status == QF_OK)
         status = expect_files(stage, plan, &totals->bytes_written, err);
     if (status == QF_OK && manifest)
-        status = is_safe_name(name)
-                     ? stage_manifest(stage, name, manifest, results, (size_t)count, &stats, err)
-                     : refuse_plan(stage, err);
+        status = check_name(stage, name, err);
+    if (status == QF_OK && manifest)
+        status = stage_manifest(stage, name, manifest, results, (size_t)count, &stats, err);
     qf_json_get_integer(plan, "bytes_read", &totals->bytes_read);
     if (status == QF_OK)
         status = qf_stage_commit(stage, err);

@@ -108,6 +108,20 @@ static void final_name(const char *staged, char out[NAME_MAX + 1])
         *p = *p == SLASH ? '/' : *p;
 }
 
+bool qf_name_is_safe(const char *name)
+{
+    if (strlen(name) > NAME_MAX)
+        return false;
+    for (const char *part = name;; part++) {
+        size_t n = strcspn(part, "/");
+        if (!n || (n == 1 && part[0] == '.') || (n == 2 && part[0] == '.' && part[1] == '.'))
+            return false;
+        part += n;
+        if (!*part)
+            return true;
+    }
+}
+
 /* Makes the subfolders of the target folder that `name` lies in. */
 static bool make_subfolders(const qf_stage *stage, char *name)
 {
@@ -190,13 +204,36 @@ static qf_status fail_recovery(const qf_stage *stage, qf_error *err)
                          "cannot clean up after an earlier run that was killed");
 }
 
+static bool stop_at_unsafe(void *user, const char *staged)
+{
+    bool *safe = user;
+    char name[NAME_MAX + 1];
+    final_name(staged, name);
+    *safe &= qf_name_is_safe(name);
+    return true;
+}
+
+/* What lies in the folder may be anybody's, and its names become paths. */
+static qf_status check_names(const qf_stage *stage, bool complete, qf_error *err)
+{
+    bool safe = true;
+    if ((complete && !each_entry(stage->partial_fd, stop_at_unsafe, &safe)) ||
+        (stage->old_fd >= 0 && !each_entry(stage->old_fd, stop_at_unsafe, &safe)))
+        return fail_recovery(stage, err);
+    return safe ? QF_OK
+                : qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                             "a name in the staging folder leads out of the target folder, so "
+                             "quantfold has not written it; remove the staging folder");
+}
+
 /* Puts a replaced file back whose successor could not be put in place. */
 static bool restore(void *user, const char *name)
 {
     const qf_stage *stage = user;
     char final[NAME_MAX + 1];
     final_name(name, final);
-    return renameat(stage->old_fd, name, stage->folder_fd, final) == 0 &&
+    return make_subfolders(stage, final) &&
+           renameat(stage->old_fd, name, stage->folder_fd, final) == 0 &&
            (unlinkat(stage->old_fd, name, 0) == 0 || errno == ENOENT);
 }
 
@@ -231,6 +268,9 @@ static qf_status recover(qf_stage *stage, bool *half, qf_error *err)
     bool complete, replaced;
     if (!examine(stage, &complete, &replaced))
         return fail_recovery(stage, err);
+    qf_status status = check_names(stage, complete, err);
+    if (status != QF_OK)
+        return status;
     *half = (complete || replaced) && stage->mode == QF_STAGE_SHARD;
     if (*half)
         return QF_OK;

@@ -108,6 +108,10 @@ void qf_stage_close(qf_stage *stage);
 
 /* "a/b", malloc'ed; NULL when memory is exhausted. */
 char *qf_stage_path(const char *a, const char *b);
+/* Whether a name, which may have subfolders, stays inside its folder: no part of it is empty, "."
+ * or
+ * "..", and in staging it is one file's. */
+bool qf_name_is_safe(const char *name);
 /* What an output's file is called in the staging folder. */
 void qf_staged_name(const char *name, char out[NAME_MAX + 1]);
 

@@ -401,6 +401,29 @@ def test_single_run_over_shards_takes_back_what_was_done(small, tmp_path):
     small.check(out)
 
 
+@pytest.mark.parametrize("prefix", ["v1..2", "..v", "p" * 237])
+def test_commit_of_unusual_names(small, tmp_path, prefix):
+    """Dots lead nowhere; `<237 bytes>_deploy_model.onnx` has 255."""
+    args = ("--model", small.source / "model.onnx", "--record", small.source / "record.txt")
+    args += ("--emit", "deploy", "--save-path", tmp_path / "o" / prefix, "--no-fsync")
+    result = small.quantfold("export", *args, "--shard", "0/1")
+    assert result.code == 0, result.err
+    result = small.quantfold("commit", "--save-path", tmp_path / "o" / prefix)
+    assert result.code == 0, result.err
+    assert (tmp_path / "o" / f"{prefix}_deploy_model.onnx").is_file()
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/../../b", "/tmp/x", "a//b", "n" * 256])
+def test_commit_refuses_names_outside(small, tmp_path, name):
+    out = tmp_path / "o"
+    small.run(out, "--shard", "0/1")
+    path = out / PARTIAL / "run" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["files"][0]["name"] = name
+    path.write_text(json.dumps(plan))
+    assert "not inside the target folder" in small.commit(out, expect=1).err
+
+
 def test_commit_of_nothing(small, tmp_path):
     (tmp_path / "o").mkdir()
     result = small.commit(tmp_path / "o", expect=1)

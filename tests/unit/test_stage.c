@@ -233,6 +233,64 @@ static void test_complete_run_is_told(void **state)
     }
 }
 
+/* Names in the folder become paths; one that leads out of the target folder is refused, and so is
+ * one through a link. */
+static void test_names_that_lead_out(void **state)
+{
+    const char *const names[] = {"..\x01x", "\x01\x01tmp\x01x", "a\x01..\x01x", ".\x01x",
+                                 "link\x01x"};
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        bool replaced = i % 2;
+        const char *name = names[i / 2];
+        qf_stage stage;
+        qf_error err;
+        char nested[100], path[120];
+        snprintf(nested, sizeof nested, "%s/to", folder);
+        mkdir(nested, 0700);
+        assert_int_equal(symlink("..", in_folder("to/link")), 0);
+        assert_int_equal(mkdir(in_folder("to/.m.quantfold-partial"), 0700), 0);
+        assert_int_equal(mkdir(in_folder("to/.m.quantfold-partial/run"), 0700), 0);
+        assert_int_equal(mkdir(in_folder("to/.m.quantfold-partial/run/old"), 0700), 0);
+        if (!replaced)
+            write_text(in_folder("to/.m.quantfold-partial/run/complete"), "");
+        snprintf(path, sizeof path, "to/.m.quantfold-partial/%s%s", replaced ? "run/old/" : "",
+                 name);
+        write_text(in_folder(path), "evil");
+        qf_status want = i / 2 == 4 ? QF_ERR_SYSTEM : QF_ERR_INPUT;
+        for (int mode = QF_STAGE_FRESH; mode <= QF_STAGE_SHARD; mode++) {
+            assert_int_equal(qf_stage_open(nested, "m", (qf_stage_mode)mode, &stage, &err), want);
+            assert_text(path, "evil");
+            assert_int_equal(entries(), 1);
+        }
+        tear_down(NULL);
+        assert_int_equal(mkdir(folder, 0700), 0);
+    }
+}
+
+static void test_safe_names(void **state)
+{
+    char name[300];
+    (void)state;
+    assert_true(qf_name_is_safe("v1..2.onnx"));
+    assert_true(qf_name_is_safe("..a/b.."));
+    assert_true(qf_name_is_safe("a/..."));
+    assert_false(qf_name_is_safe(""));
+    assert_false(qf_name_is_safe("/a"));
+    assert_false(qf_name_is_safe("a/"));
+    assert_false(qf_name_is_safe("a//b"));
+    assert_false(qf_name_is_safe(".."));
+    assert_false(qf_name_is_safe("a/.."));
+    assert_false(qf_name_is_safe("../a"));
+    assert_false(qf_name_is_safe("a/./b"));
+    memset(name, 'a', sizeof name);
+    name[255] = '\0';
+    assert_true(qf_name_is_safe(name));
+    name[255] = 'a';
+    name[256] = '\0';
+    assert_false(qf_name_is_safe(name));
+}
+
 /* What cannot be looked at is not thrown away. */
 static void test_failed_open_keeps_what_is_there(void **state)
 {
@@ -356,6 +414,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up_shard, tear_down),
         cmocka_unit_test_setup_teardown(test_complete_run_is_told, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_names_that_lead_out, set_up, tear_down),
+        cmocka_unit_test(test_safe_names),
         cmocka_unit_test_setup_teardown(test_failed_open_keeps_what_is_there, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_direct_files_without_end, set_up, tear_down),
