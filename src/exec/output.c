@@ -64,8 +64,8 @@ static cJSON *plan_json(const outcome *o)
              cJSON_AddStringToObject(file, "name", layout->files[i].name) &&
              qf_json_add_number(file, "bytes", (double)layout->files[i].size);
     }
+    ok = ok && qf_json_add_text(root, "manifest_name", o->output->manifest_name);
     if (ok && o->manifest) {
-        ok = qf_json_add_text(root, "manifest_name", o->output->manifest_name);
         cJSON *copy = cJSON_Duplicate(o->manifest, true);
         ok = ok && copy && cJSON_AddItemToObject(root, "manifest", copy);
     }
@@ -321,12 +321,48 @@ static qf_status stage_manifest(qf_stage *stage, const char *name, cJSON *manife
     return status;
 }
 
+static bool starts_manifest(const char *text)
+{
+    static const char first[] = "\"quantfold\"";
+    if (*text != '{')
+        return false;
+    text++;
+    return strncmp(text + strspn(text, " \t\r\n"), first, sizeof first - 1) == 0;
+}
+
+/* A manifest that an earlier run has left describes other output: it goes with the commit. A file
+ * of that name that is none stays. */
+static qf_status drop_manifest(qf_stage *stage, const char *name, qf_error *err)
+{
+    char text[64] = "";
+    struct stat st;
+    if (fstatat(stage->folder_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        if (!S_ISREG(st.st_mode))
+            return QF_OK;
+        int fd = qf_open_at(stage->folder_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+        ssize_t got = fd < 0 ? -1 : qf_read_all_at(fd, text, sizeof text - 1, 0);
+        int e = errno;
+        if (fd >= 0)
+            close(fd);
+        errno = e;
+        if (got >= 0)
+            return starts_manifest(text) ? qf_stage_remove(stage, name, err) : QF_OK;
+    }
+    if (qf_is_absent(errno) || errno == EACCES)
+        return QF_OK;
+    return qf_fail_at(err, QF_ERR_SYSTEM,
+                      (qf_where){.file = stage->folder, .item = name, .sys_errno = errno},
+                      "cannot examine the manifest of an earlier run");
+}
+
 static qf_status put_in_place(outcome *o, qf_error *err)
 {
     qf_status status = QF_OK;
     if (o->manifest)
         status = stage_manifest(&o->stage, o->output->manifest_name, o->manifest,
                                 o->journal.results, o->piece_count, &o->journal.stats, err);
+    else
+        status = drop_manifest(&o->stage, o->output->manifest_name, err);
     return status == QF_OK ? qf_stage_commit(&o->stage, err) : status;
 }
 
@@ -560,8 +596,10 @@ static qf_status commit(qf_stage *stage, qf_report_totals *totals, qf_error *err
         status = gather(stage, plan, &results, &count, &stats, err);
     if (status == QF_OK)
         status = expect_files(stage, plan, &totals->bytes_written, err);
-    if (status == QF_OK && manifest)
+    if (status == QF_OK)
         status = check_name(stage, name, err);
+    if (status == QF_OK && !manifest)
+        status = drop_manifest(stage, name, err);
     if (status == QF_OK && manifest)
         status = stage_manifest(stage, name, manifest, results, (size_t)count, &stats, err);
     qf_json_get_integer(plan, "bytes_read", &totals->bytes_read);

@@ -204,6 +204,26 @@ static qf_status fail_recovery(const qf_stage *stage, qf_error *err)
                          "cannot clean up after an earlier run that was killed");
 }
 
+/* The file that a complete run takes away, "" if there is none: what `complete` holds. */
+static bool read_going(const qf_stage *stage, char name[NAME_MAX + 2])
+{
+    int fd = qf_open_at(stage->run_fd, COMPLETE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    ssize_t got = fd < 0 ? -1 : qf_read_all(fd, name, NAME_MAX + 1);
+    int e = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = e;
+    name[got < 0 ? 0 : got] = '\0';
+    return got >= 0;
+}
+
+static bool remove_going(const qf_stage *stage)
+{
+    char name[NAME_MAX + 2];
+    return read_going(stage, name) &&
+           (!*name || unlinkat(stage->folder_fd, name, 0) == 0 || qf_is_absent(errno));
+}
+
 static bool stop_at_unsafe(void *user, const char *staged)
 {
     bool *safe = user;
@@ -216,7 +236,10 @@ static bool stop_at_unsafe(void *user, const char *staged)
 /* What lies in the folder may be anybody's, and its names become paths. */
 static qf_status check_names(const qf_stage *stage, bool complete, qf_error *err)
 {
-    bool safe = true;
+    char going[NAME_MAX + 2] = "";
+    if (complete && !read_going(stage, going))
+        return fail_recovery(stage, err);
+    bool safe = !*going || qf_name_is_safe(going);
     if ((complete && !each_entry(stage->partial_fd, stop_at_unsafe, &safe)) ||
         (stage->old_fd >= 0 && !each_entry(stage->old_fd, stop_at_unsafe, &safe)))
         return fail_recovery(stage, err);
@@ -275,7 +298,7 @@ static qf_status recover(qf_stage *stage, bool *half, qf_error *err)
     if (*half)
         return QF_OK;
     if (complete && !(each_entry(stage->partial_fd, move_first, stage) &&
-                      each_entry(stage->partial_fd, move_last, stage)))
+                      each_entry(stage->partial_fd, move_last, stage) && remove_going(stage)))
         return fail_recovery(stage, err);
     if (!complete && replaced && !each_entry(stage->old_fd, restore, stage))
         return fail_recovery(stage, err);
@@ -430,6 +453,8 @@ static bool move_with_backup(const qf_stage *stage, size_t index)
     bool there = fstatat(stage->folder_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
     if (!there && errno != ENOENT && errno != ENOTDIR)
         return false;
+    if (stage->files[index].goes)
+        return !there || renameat(stage->folder_fd, name, stage->old_fd, staged) == 0;
     if (there && !S_ISDIR(st.st_mode) &&
         linkat(stage->folder_fd, name, stage->old_fd, staged, 0) != 0 &&
         renameat(stage->folder_fd, name, stage->old_fd, staged) != 0)
@@ -474,6 +499,11 @@ static qf_status mark_complete(qf_stage *stage, qf_error *err)
 {
     int fd = qf_open_at(stage->run_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, QF_FILE_MODE);
     bool ok = fd >= 0;
+    for (size_t i = 0; ok && i < stage->count; i++) {
+        const char *name = stage->files[i].name;
+        errno = stage->files[i].goes ? qf_write_all(fd, name, strlen(name)) : 0;
+        ok = !errno;
+    }
     if (ok && !stage->unsynced)
         ok = qf_sync(fd) == 0 && qf_sync(stage->old_fd) == 0 && qf_sync(stage->run_fd) == 0 &&
              qf_sync(stage->partial_fd) == 0;

@@ -7,7 +7,8 @@
  *     <folder>/.<prefix>.quantfold-partial/
  *
  * which is locked for the length of the run, so that two exports to one prefix cannot mix. When all
- * are written and synced, an empty file `complete` is made there and synced; from then on the run
+ * are written and synced, a file `complete` is made there and synced, empty but for the name of a
+ * file that is to go from the destination (a manifest of other output); from then on the run
  * counts as done, and the files are renamed into place in the order in which they were created. A
  * run that finds such a folder without a lock finishes the renames if `complete` is there and
  * deletes the folder if not: a killed run leaves either the old output or, after the next run has
@@ -37,6 +38,7 @@ typedef struct qf_stage_file {
     bool direct;   /* direct I/O is worth it, and possible as far as is known */
     int direct_fd; /* the same file opened for that; -1: opened for each write */
     bool foreign;  /* written by another process */
+    bool goes;     /* not written, but taken away */
     bool mappable; /* all of its space is allocated, so that a mapping can hardly fault */
 } qf_stage_file;
 
@@ -78,6 +80,9 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
                           qf_error *err);
 /* Takes up the next index for a file that another process writes. */
 qf_status qf_stage_expect(qf_stage *stage, const char *name, uint64_t size, qf_error *err);
+/* A file of the destination folder, at most one, that goes when the others are put in place, and
+ * comes back if they are taken back. It takes up an index too. */
+qf_status qf_stage_remove(qf_stage *stage, const char *name, qf_error *err);
 /* Writes all `n` bytes. May be called by several threads. */
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err);

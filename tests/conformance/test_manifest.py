@@ -284,6 +284,29 @@ def test_clipped_weights_count(quantfold, tmp_path):
     check_errors(entry, make_large.weight(spec, 0), np.array([0.0002]), -128, 127)
 
 
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_run_without_one_takes_the_old_one_away(quantfold, tmp_path, shards):
+    """It describes what is there no more. A file of the name that is no manifest stays."""
+    spec, source, out = make_large.Spec(size=64), tmp_path / "in", tmp_path / "o"
+    make_large.write(source, spec)
+    args = (source / "model.onnx", source / "record.txt", f"{out}/")
+    quantfold.export(*args, "--manifest")
+    assert (out / "manifest.json").exists()
+    for mine in ("", '{"name": "an app", "quantfold": 1}', "{"):
+        if mine:
+            (out / "manifest.json").write_text(mine)
+        for shard in range(shards):
+            quantfold.export(*args, "--shard", f"{shard}/{shards}")
+        result = None if shards else quantfold.export(*args)
+        if shards:
+            result = quantfold("commit", "--save-path", f"{out}/")
+            assert result.code == 0, result.err
+        assert sorted(p.name for p in out.iterdir())[-1] == (
+            "manifest.json" if mine else "fake_quant_model.onnx"
+        )
+        assert not mine or (out / "manifest.json").read_text() == mine
+
+
 def test_without_the_option_there_is_none(quantfold, tmp_path):
     spec, source = make_large.Spec(size=16), tmp_path / "in"
     make_large.write(source, spec)

@@ -172,6 +172,50 @@ static void test_failed_rename_rolls_back(void **state)
     assert_int_equal(entries(), 2);
 }
 
+/* A file that goes: with the others, or not at all; also when another run finishes that. */
+static void test_a_file_goes(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    write_text(in_folder("m.manifest.json"), "old");
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_remove(&stage, "m.manifest.json", &err), QF_OK);
+    put_file(&stage, "m.onnx", "new m");
+    assert_int_equal(mkdir(in_folder("m.onnx"), 0700), 0);
+    write_text(in_folder("m.onnx/x"), "in the way");
+    assert_int_equal(qf_stage_commit(&stage, &err), QF_ERR_SYSTEM);
+    qf_stage_close(&stage);
+    assert_text("m.manifest.json", "old");
+    assert_int_equal(entries(), 2);
+
+    assert_int_equal(unlink(in_folder("m.onnx/x")), 0);
+    assert_int_equal(rmdir(in_folder("m.onnx")), 0);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
+    put_file(&stage, "m.onnx", "new m");
+    assert_int_equal(qf_stage_remove(&stage, "m.manifest.json", &err), QF_OK);
+    assert_int_equal(qf_stage_commit(&stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("m.onnx", "new m");
+    assert_int_equal(entries(), 1);
+
+    write_text(in_folder("m.manifest.json"), "old");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/run/complete"), "m.manifest.json");
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_RESUME, &stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("m.onnx", "new m");
+    assert_int_equal(entries(), 1);
+
+    write_text(in_folder("bystander"), "mine");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/run/complete"), "a/../../bystander");
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_RESUME, &stage, &err), QF_ERR_INPUT);
+    assert_text("bystander", "mine");
+}
+
 /* A run that died while it was taking its renames back: the next one goes on with that. */
 static void test_roll_back_is_finished(void **state)
 {
@@ -411,6 +455,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_incomplete_run_is_cleaned, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_complete_run_is_finished, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_rename_rolls_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_file_goes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up_shard, tear_down),
         cmocka_unit_test_setup_teardown(test_complete_run_is_told, set_up, tear_down),
