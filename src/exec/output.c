@@ -145,6 +145,8 @@ static qf_status write_plan(const outcome *o, qf_error *err)
     int fd = qf_open_at(o->stage.run_fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
     int e = fd < 0 ? errno : qf_write_all(fd, text, n);
     free(text);
+    if (!e && !o->stage.unsynced && qf_sync(fd) != 0)
+        e = errno;
     if (fd >= 0 && qf_close(fd) != 0 && !e)
         e = errno;
     if (!e && renameat(o->stage.run_fd, part, o->stage.run_fd, PLAN) != 0)

@@ -117,3 +117,16 @@ def test_another_run_writes(rig, tmp_path):
     os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
     assert run(rig.line(out, "--resume"))["bytes_kept"] == 0
     assert snapshot(out) == rig.wanted
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_the_plan_is_on_the_disk_before_it_counts(rig, tmp_path, synced):
+    """It is the first that a shard syncs, under the name that it has before it counts."""
+    out, report = tmp_path / "o", tmp_path / "report"
+    environment = shim.environment(shim.preload(rig.binary), out, "fsync:1:EIO", report)
+    line = rig.line(out, "--shard", "0/2", *([] if synced else ["--no-fsync"]))
+    result = subprocess.run(line, env=environment, capture_output=True, timeout=60)
+    assert result.returncode == (3 if synced else 0), decode(result.stderr)
+    if synced:
+        assert b"cannot write the plan" in result.stderr
+        assert "/plan.part" in shim.fired(report) and not (out / RUN / "plan.json").exists()
