@@ -442,7 +442,7 @@ def test_commit_finds_a_file_cut_short(small, tmp_path):
     assert [p.name for p in out.iterdir()] == [PARTIAL]
 
 
-@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0", "0/100001", "slurm"])
+@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0", "0/100001", "slurm", "slurm/3", "slurm/", "slurm/0"])
 def test_bad_shards(small, tmp_path, text):
     result = small.quantfold(*small.arguments(tmp_path / "o", "--shard", text))
     assert result.code == 2 and "--shard" in result.err
@@ -463,6 +463,50 @@ def test_slurm_names_the_shard(small, tmp_path):
         assert result.code == 0, result.err
     small.commit(out)
     small.check(out)
+
+
+def array(task: int, *ids: int, step: int = 1) -> dict[str, str]:
+    """What Slurm sets for a task of an array."""
+    names = {"ID": task, "MIN": min(ids), "MAX": max(ids), "COUNT": len(ids), "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+
+def slurm(rig: Rig, out: Path, text: str, variables: dict):
+    """A run with --shard TEXT that only plans."""
+    return rig.quantfold(
+        *rig.arguments(out, "--shard", text, "--dry-run"), env={**os.environ, **variables}
+    )
+
+
+@pytest.mark.parametrize(
+    "variables, numbers",
+    [
+        (array(3, 3), ("task 3 ", "array of 1 tasks")),
+        (array(5, 3, 5), ("task 5 ", "from 3 to 5")),
+        (array(6, 0, 2, 4, 6, step=2), ("array of 4 tasks", "steps of 2")),
+        ({"SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, ("no task 4 ", "of 4 ")),
+    ],
+)
+def test_slurm_numbers_that_tell_no_shard(small, tmp_path, variables, numbers):
+    result = slurm(small, tmp_path / "o", "slurm", variables)
+    assert result.code == 2
+    for number in numbers:
+        assert number in result.err
+    assert "not 'slurm'" not in result.err
+
+
+def test_one_slurm_task_is_run_again(small, tmp_path):
+    """`SHARDS=3 sbatch --array=1`: the number of shards is given."""
+    out = tmp_path / "o"
+    for i in range(3):
+        result = small.quantfold(
+            *small.arguments(out, "--shard", "slurm/3"), env={**os.environ, **array(i, i)}
+        )
+        assert result.code == 0, result.err
+    small.commit(out)
+    small.check(out)
+    result = slurm(small, out, "slurm/3", array(3, 3))
+    assert result.code == 2 and "SLURM_ARRAY_TASK_ID is 3" in result.err and "0 to 2" in result.err
 
 
 def test_weights_are_those_of_numpy(small, tmp_path):
