@@ -298,6 +298,15 @@ def test_shards(small, tmp_path, count):
     small.check(out)
 
 
+def test_first_shard_has_the_graphs(small, tmp_path):
+    """Whatever their size: without external data, all is in them."""
+    out = tmp_path / "o"
+    for shard in (3, 2, 1, 0):
+        small.run(out, "--external", "never", "--shard", f"{shard}/4")
+        names = sorted(p.name for p in (out / PARTIAL).iterdir() if p.is_file())
+        assert names == ([] if shard else ["m_deploy_model.onnx", "m_fake_quant_model.onnx"])
+
+
 def test_shards_at_once(large, tmp_path):
     out = tmp_path / "o"
     processes = [large.start(out, "--shard", f"{i}/4", "--threads", "1") for i in range(4)]
@@ -442,7 +451,9 @@ def test_commit_finds_a_file_cut_short(small, tmp_path):
     assert [p.name for p in out.iterdir()] == [PARTIAL]
 
 
-@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0", "0/100001", "slurm", "slurm/3", "slurm/", "slurm/0"])
+@pytest.mark.parametrize(
+    "text", ["2/2", "1", "a/b", "-1/2", "0/0", "0/100001", "slurm", "slurm/3", "slurm/", "slurm/0"]
+)
 def test_bad_shards(small, tmp_path, text):
     result = small.quantfold(*small.arguments(tmp_path / "o", "--shard", text))
     assert result.code == 2 and "--shard" in result.err
