@@ -362,10 +362,15 @@ static qf_status check_target(qf_checkpoint_plan *p, qf_error *err)
         qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
     if (status != QF_OK)
         return status;
+    if (!stale)
+        status = qf_find_entry(p->folder, ".safetensors.index.json", is_output, p, &p->arena,
+                               &stale, err);
+    if (status != QF_OK)
+        return status;
     if (stale)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder, .item = stale},
-                          "the target folder has weights that this run would not replace and "
-                          "loaders may read; choose an empty folder");
+                          "the target folder has weights, or an index of weights, that this run "
+                          "would not replace and loaders may read; choose an empty folder");
     for (size_t i = 0; i < p->layout.file_count; i++)
         bytes += p->layout.files[i].size;
     bool fresh = !p->options.resume && !p->options.shard_count;

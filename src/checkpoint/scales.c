@@ -4,8 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/half.h"
 #include "base/spill.h"
+#include "exec/job.h"
 #include "exec/source.h"
 
 static qf_status index_tensors(qf_scales *s, qf_arena *arena, qf_error *err)
@@ -47,28 +47,6 @@ void qf_scales_close(qf_scales *s)
     qf_spill_free(s->tensors.items);
     qf_record_close(s->record);
     qf_strmap_release(&s->by_name);
-}
-
-float qf_scale_round(float scale, int32_t scale_type)
-{
-    if (scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16)
-        return qf_half_value(qf_float_to_half(scale));
-    if (scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16)
-        return qf_bfloat_value(qf_float_to_bfloat(scale));
-    return scale;
-}
-
-void qf_scales_write(const float *scales, uint64_t count, int32_t scale_type, unsigned char *out)
-{
-    for (uint64_t i = 0; i < count; i++) {
-        uint16_t half = scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16
-                            ? qf_float_to_half(scales[i])
-                            : qf_float_to_bfloat(scales[i]);
-        if (scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)
-            memcpy(out + 4 * i, &scales[i], 4);
-        else
-            memcpy(out + 2 * i, &half, 2);
-    }
 }
 
 static const char *path_of(const qf_scales *s)

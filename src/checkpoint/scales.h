@@ -21,8 +21,5 @@ void qf_scales_close(qf_scales *scales);
  * for all. Rounded to `scale_type`. They are the arena's. */
 qf_status qf_scales_find(const qf_scales *scales, qf_arena *arena, const char *name, uint64_t count,
                          int32_t scale_type, const float **out, qf_error *err);
-/* Scale values as stored: 2 or 4 bytes each. */
-void qf_scales_write(const float *scales, uint64_t count, int32_t scale_type, unsigned char *out);
-float qf_scale_round(float scale, int32_t scale_type);
 
 #endif

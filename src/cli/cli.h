@@ -72,7 +72,8 @@ extern const char *const cli_whens[], *const cli_externals[], *const cli_ios[];
 void cli_print_totals(qf_report_totals totals, uint32_t shard, uint32_t shard_count,
                       const char *option, const char *target);
 void cli_json_totals(cJSON *root, qf_report_totals totals);
-/* Reads "I/N" or "slurm" (the variables of a job step or array task); false with a message. */
+/* Reads "I/N", "slurm" (the variables of a job step or array task) or "slurm/N"; false with a
+ * message. */
 bool cli_read_shard(const char *text, uint32_t *shard, uint32_t *count);
 /* Begins a JSON document; nothing but cJSON's and our functions may be called until it is printed.
  */

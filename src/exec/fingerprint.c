@@ -78,13 +78,14 @@ static void add_job(XXH3_state_t *s, const qf_job *job)
     }
 }
 
-qf_status qf_fingerprint(const qf_output *o, bool stats, qf_hash *out, qf_error *err)
+qf_status qf_fingerprint(const qf_output *o, bool manifest, bool stats, qf_hash *out, qf_error *err)
 {
     XXH3_state_t *s = XXH3_createState();
     if (!s)
         return qf_fail_memory(err);
     XXH3_128bits_reset(s);
     add_text(s, QF_VERSION);
+    add_number(s, manifest); /* without one no errors are measured */
     add_number(s, stats);
     for (size_t i = 0; i < o->source_count; i++) {
         const char *slash = strrchr(o->sources[i].path, '/');

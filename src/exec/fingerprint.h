@@ -8,6 +8,7 @@
 /* A hash over all that decides what is written: inputs by name, size and time of change, every
  * recipe with its numbers, every file and place, and the version of the program. Two runs with the
  * same one write the same bytes. */
-qf_status qf_fingerprint(const qf_output *output, bool stats, qf_hash *out, qf_error *err);
+qf_status qf_fingerprint(const qf_output *output, bool manifest, bool stats, qf_hash *out,
+                         qf_error *err);
 
 #endif

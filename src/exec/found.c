@@ -53,33 +53,42 @@ uint64_t qf_job_scale_bytes(const qf_job *job)
     return qf_raw_bytes(job->found->scale_type, qf_job_scale_count(job));
 }
 
-/* The scale that a group whose largest magnitude is `largest` divides by. */
-static float make_scale(const qf_found *f, float largest)
+float qf_scale_round(float scale, int32_t scale_type)
 {
-    float scale = largest / f->steps;
-    switch (f->scale_type) {
-    case ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16:
-        scale = qf_half_value(qf_float_to_half(scale));
-        return scale > 0 ? scale : 0x1p-10f;
-    case ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16:
-        scale = qf_bfloat_value(qf_float_to_bfloat(scale));
-        return scale > 0 ? scale : 0x1p-7f;
-    default:
-        return scale > 0 ? scale : FLT_EPSILON;
+    if (scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16)
+        return qf_half_value(qf_float_to_half(scale));
+    if (scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16)
+        return qf_bfloat_value(qf_float_to_bfloat(scale));
+    return scale;
+}
+
+void qf_scales_write(const float *scales, uint64_t count, int32_t scale_type, unsigned char *out)
+{
+    if (scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) {
+        memcpy(out, scales, (size_t)count * sizeof *scales);
+        return;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        uint16_t bits = scale_type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16
+                            ? qf_float_to_half(scales[i])
+                            : qf_float_to_bfloat(scales[i]);
+        memcpy(out + 2 * i, &bits, sizeof bits);
     }
 }
 
-static void write_scales(int32_t type, const float *scales, size_t n, unsigned char *at)
+/* The scale that a group whose largest magnitude is `largest` divides by. */
+static float make_scale(const qf_found *f, float largest)
 {
-    if (type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT) {
-        memcpy(at, scales, n * sizeof *scales);
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        uint16_t bits = type == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16
-                            ? qf_float_to_half(scales[i])
-                            : qf_float_to_bfloat(scales[i]);
-        memcpy(at + 2 * i, &bits, sizeof bits);
+    float scale = qf_scale_round(largest / f->steps, f->scale_type);
+    if (scale > 0)
+        return scale;
+    switch (f->scale_type) {
+    case ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16:
+        return 0x1p-10f;
+    case ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16:
+        return 0x1p-7f;
+    default:
+        return FLT_EPSILON;
     }
 }
 
@@ -97,7 +106,7 @@ static qf_status store_scales(const qf_job *job, uint64_t first, size_t n, const
                                              (first + done) * width, m * width, &at, err);
             if (status != QF_OK)
                 return status;
-            write_scales(f->scale_type, scales + done, m, at);
+            qf_scales_write(scales + done, m, f->scale_type, at);
             done += m;
         }
     }

@@ -151,6 +151,11 @@ void qf_varint_index_release(qf_varint_index *index);
 qf_range qf_varint_index_bytes(const qf_varint_index *index, const qf_span *span, unsigned width,
                                qf_range plain);
 
+/* Scales as scale_type has them: float32, float16 or bfloat16. One's nearest value, and the stored
+ * bytes, 2 or 4 for each. */
+float qf_scale_round(float scale, int32_t scale_type);
+void qf_scales_write(const float *scales, uint64_t count, int32_t scale_type, unsigned char *out);
+
 /* Of a job in two passes: reads stretch `part` of `parts` and takes its magnitudes into `largest`,
  * one for each scale, which begins as zeros; then makes scales of all magnitudes, in place, and
  * stores them. A job whose `scales` then points there and whose `found` is NULL is an ordinary one

@@ -23,7 +23,12 @@ typedef struct header {
     uint64_t pieces;
 } header;
 
-enum { ENTRY_PIECE = 1, ENTRY_DONE = 2, ENTRY_MEASURED = 3 /* a piece; `measures` follow */ };
+enum {
+    ENTRY_PIECE = 1,
+    ENTRY_DONE = 2,
+    ENTRY_MEASURED = 3, /* a piece; `measures` follow */
+    ENTRY_BEGUN = 4,    /* what was done is being written again: an earlier ENTRY_DONE is void */
+};
 typedef struct entry {
     qf_result result;
     uint64_t kind;
@@ -86,12 +91,21 @@ qf_hash qf_hash_digest(const XXH3_state_t *state)
 
 /* ---- reading ---- */
 
-/* One journal's name: journal.<shard>-of-<count>. */
+enum { NAME_ROOM = sizeof(((qf_journal *)NULL)->name) };
+
+static void make_name(uint32_t shard, uint32_t count, char out[NAME_ROOM])
+{
+    snprintf(out, NAME_ROOM, "journal.%u-of-%u", shard, count);
+}
+
+/* One journal's name: journal.<shard>-of-<count>, without leading zeros. */
 static bool parse_name(const char *name, uint32_t *shard, uint32_t *count)
 {
-    int end = 0;
-    return sscanf(name, "journal.%9u-of-%9u%n", shard, count, &end) == 2 && !name[end] &&
-           *shard < *count;
+    char wanted[NAME_ROOM];
+    if (sscanf(name, "journal.%9u-of-%9u", shard, count) != 2)
+        return false;
+    make_name(*shard, *count, wanted);
+    return strcmp(name, wanted) == 0 && *shard < *count;
 }
 
 /* Of two entries of a piece, the later one counts, in the place of the earlier one. */
@@ -131,8 +145,9 @@ static off_t read_journal(int fd, const qf_hash *fingerprint, size_t count, qf_r
                          XXH3_64bits(&m, offsetof(measures, check)) != m.check))
             break;
         sound += (off_t)(sizeof e + (measured ? sizeof m : 0));
-        *done |= e.kind == ENTRY_DONE;
-        if (results && e.kind != ENTRY_DONE && e.result.piece < count)
+        if (e.kind == ENTRY_DONE || e.kind == ENTRY_BEGUN)
+            *done = e.kind == ENTRY_DONE;
+        else if (results && e.result.piece < count)
             take_entry(&e, measured ? &m : NULL, results, stats);
     }
     return got < 0 ? -1 : sound;
@@ -172,56 +187,34 @@ typedef struct gathering {
     qf_result *results; /* NULL: only counting */
     qf_stats_table *stats;
     uint64_t entries;
-    /* by number of shards: which are done */
-    struct tally {
-        uint32_t of, done;
-        unsigned char *which;
-    } * tallies;
-    size_t tally_count, tally_cap;
-    bool failed;
+    uint32_t shards, done;
+    unsigned char *which; /* by shard: it is done */
 } gathering;
 
-static struct tally *tally_of(gathering *g, uint32_t of)
-{
-    for (size_t i = 0; i < g->tally_count; i++) {
-        if (g->tallies[i].of == of)
-            return &g->tallies[i];
-    }
-    struct tally t = {.of = of, .which = calloc(of, 1)};
-    if (!t.which || !qf_grow((void **)&g->tallies, &g->tally_cap, g->tally_count + 1, sizeof t)) {
-        free(t.which);
-        return NULL;
-    }
-    g->tallies[g->tally_count] = t;
-    return &g->tallies[g->tally_count++];
-}
-
+/* Pieces count wherever they are noted; what is done, only of as many shards as the plan has. */
 static int gather_one(void *user, int fd, uint32_t shard, uint32_t count)
 {
     gathering *g = user;
     bool done;
     off_t sound = read_journal(fd, g->fingerprint, g->count, g->results, g->stats, &done);
-    if (sound > 0)
-        g->entries += (uint64_t)sound / sizeof(entry);
-    if (sound <= 0 || count > QF_SHARDS_MOST)
-        return sound < 0 ? errno : 0;
-    struct tally *t = tally_of(g, count);
-    g->failed |= !t;
-    if (t && done && !t->which[shard]) {
-        t->which[shard] = 1;
-        t->done++;
+    if (sound < 0)
+        return errno;
+    g->entries += (uint64_t)sound / sizeof(entry);
+    if (sound > 0 && done && count == g->shards && !g->which[shard]) {
+        g->which[shard] = 1;
+        g->done++;
     }
     return 0;
 }
 
 /* "2, 5 of 8", at most a line. */
-static char *name_missing(const struct tally *t)
+static char *name_missing(const gathering *g)
 {
     enum { ROOM = 256, NUMBER = 24 };
     char *text = malloc(ROOM);
     size_t at = 0;
-    for (uint32_t i = 0; text && i < t->of; i++) {
-        if (t->which[i])
+    for (uint32_t i = 0; text && i < g->shards; i++) {
+        if (g->which[i])
             continue;
         if (at + 2 * NUMBER > ROOM) {
             at += (size_t)snprintf(text + at, ROOM - at, ", ...");
@@ -230,7 +223,7 @@ static char *name_missing(const struct tally *t)
         at += (size_t)snprintf(text + at, ROOM - at, "%s%u", at ? ", " : "", i);
     }
     if (text)
-        snprintf(text + at, ROOM - at, " of %u", t->of);
+        snprintf(text + at, ROOM - at, " of %u", g->shards);
     return text;
 }
 
@@ -248,30 +241,24 @@ static qf_status read_results(const qf_stage *stage, gathering *g, qf_result **r
 }
 
 qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
-                            qf_result **results, qf_stats_table *stats, char **missing,
-                            qf_error *err)
+                            uint32_t shards, qf_result **results, qf_stats_table *stats,
+                            char **missing, qf_error *err)
 {
-    gathering g = {.fingerprint = fingerprint, .count = count, .stats = stats};
+    gathering g = {.fingerprint = fingerprint,
+                   .count = count,
+                   .stats = stats,
+                   .shards = shards,
+                   .which = calloc(shards, 1)};
     *results = NULL;
-    qf_status status = each_journal(stage, gather_one, &g, err);
-    const struct tally *best = NULL; /* the whole one, or else that with the least missing */
-    for (size_t i = 0; i < g.tally_count; i++) {
-        const struct tally *t = &g.tallies[i];
-        if (!best || t->of - t->done < best->of - best->done)
-            best = t;
-    }
     *missing = NULL;
-    if (status == QF_OK && !g.failed && !best)
-        *missing = strdup("all");
-    else if (status == QF_OK && !g.failed && best->done < best->of)
-        *missing = name_missing(best);
-    if (status == QF_OK && (g.failed || (!*missing && (!best || best->done < best->of))))
-        status = qf_fail_memory(err);
-    if (status == QF_OK && !*missing)
+    qf_status status = g.which ? each_journal(stage, gather_one, &g, err) : qf_fail_memory(err);
+    if (status == QF_OK && g.done < shards) {
+        *missing = name_missing(&g);
+        status = *missing ? QF_OK : qf_fail_memory(err);
+    } else if (status == QF_OK) {
         status = read_results(stage, &g, results, err);
-    for (size_t i = 0; i < g.tally_count; i++)
-        free(g.tallies[i].which); /* NOLINT(clang-analyzer-core.NullDereference): there are some */
-    free(g.tallies);
+    }
+    free(g.which);
     return status;
 }
 
@@ -324,22 +311,67 @@ static int read_one(void *user, int fd, uint32_t shard, uint32_t count)
     return sound < 0 ? errno : 0;
 }
 
-/* Begins the shard's own journal, or goes on behind its last whole entry. */
-static qf_status begin(qf_journal *journal, bool resume, qf_error *err)
+/* Begins the shard's own journal, or goes on behind its last whole entry. What it said of being
+ * done is void, and that is on the disk before any file is touched. */
+static qf_status begin(qf_journal *journal, bool resume, bool sync, qf_error *err)
 {
     bool done;
     off_t sound = 0;
+    struct stat st;
+    if (fstat(journal->fd, &st) != 0)
+        return fail_journal(journal, errno, err);
+    bool had = st.st_size > 0;
     if (resume)
         sound = read_journal(journal->fd, &journal->fingerprint, journal->count, NULL, NULL, &done);
     if (sound < 0)
         return fail_journal(journal, errno, err);
     if (qf_set_length(journal->fd, (uint64_t)sound) != 0 || lseek(journal->fd, sound, SEEK_SET) < 0)
         return fail_journal(journal, errno, err);
-    if (sound)
-        return QF_OK;
     header h = {.fingerprint = journal->fingerprint, .pieces = journal->count};
     memcpy(h.magic, magic, sizeof magic);
-    return write_whole(journal, &h, sizeof h, err);
+    qf_status status = sound ? write_entry(journal, ENTRY_BEGUN, NULL, err)
+                             : write_whole(journal, &h, sizeof h, err);
+    if (status == QF_OK && sync && had && qf_sync(journal->fd) != 0)
+        status = fail_journal(journal, errno, err);
+    return status;
+}
+
+typedef struct voiding {
+    const qf_stage *stage;
+    const qf_hash *fingerprint;
+    size_t count;
+} voiding;
+
+static int void_one(void *user, int fd, uint32_t shard, uint32_t count)
+{
+    const voiding *v = user;
+    char name[NAME_ROOM];
+    entry e;
+    bool done;
+    off_t sound = read_journal(fd, v->fingerprint, v->count, NULL, NULL, &done);
+    if (sound <= 0 || !done)
+        return sound < 0 ? errno : 0;
+    make_name(shard, count, name);
+    int own = qf_open_at(v->stage->run_fd, name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (own < 0)
+        return errno;
+    memset(&e, 0, sizeof e);
+    e.kind = ENTRY_BEGUN;
+    e.check = XXH3_64bits(&e, offsetof(entry, check));
+    int failed = qf_set_length(own, (uint64_t)sound) != 0 ? errno : 0;
+    failed = failed ? failed : qf_write_all_at(own, &e, sizeof e, (uint64_t)sound);
+    if (!failed && !v->stage->unsynced && qf_sync(own) != 0)
+        failed = errno;
+    if (qf_close(own) != 0 && !failed)
+        failed = errno;
+    return failed;
+}
+
+qf_status qf_journal_void(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
+                          qf_error *err)
+{
+    voiding v = {.stage = stage, .fingerprint = fingerprint, .count = count};
+    return each_journal(stage, void_one, &v, err);
 }
 
 qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uint32_t shard,
@@ -352,7 +384,7 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
                         .shard = shard,
                         .shard_count = shard_count,
                         .fingerprint = *fingerprint};
-    snprintf(out->name, sizeof out->name, "journal.%u-of-%u", shard, shard_count);
+    make_name(shard, shard_count, out->name);
     out->results = qf_spill_alloc((count + 1) * sizeof *out->results);
     pthread_mutex_init(&out->lock, NULL);
     out->fd = qf_open_at(stage->run_fd, out->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
@@ -361,14 +393,14 @@ qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uin
         status = qf_fail_memory(err);
     else if (out->fd < 0)
         status = fail_journal(out, errno, err);
-    else if (qf_lock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    else if (qf_stage_lock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         status =
             qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                        "shard %u of %u is being written by another process", shard, shard_count);
     if (status == QF_OK && resume)
         status = each_journal(stage, read_one, out, err);
     if (status == QF_OK)
-        status = begin(out, resume, err);
+        status = begin(out, resume, !stage->unsynced, err);
     if (status != QF_OK)
         qf_journal_close(out);
     return status;

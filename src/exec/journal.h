@@ -3,8 +3,9 @@
  * What has been written so far, so that a run that was killed can be taken up again and shards can
  * be brought together. Beside the staged files (stage.h), in `run/`:
  *
- *     plan.json                what is being written: its fingerprint and its files
- *     journal.<shard>-of-<n>   an entry for each piece that is whole, and one when all are
+ *     plan.json                what is being written: its fingerprint, files and number of shards
+ *     journal.<shard>-of-<n>   an entry for each piece that is whole, one when all are, and
+ *                              one when the shard is begun again, which takes that back
  *
  * An entry holds the hashes of the piece's bytes, and behind it are a weight's statistics. Whoever
  * takes the run up again reads the bytes back and compares, so that nothing depends on the order in
@@ -87,12 +88,16 @@ qf_status qf_journal_add(qf_journal *journal, const qf_result *result, qf_error 
 qf_status qf_journal_finish(qf_journal *journal, bool sync, qf_error *err);
 void qf_journal_close(qf_journal *journal);
 
-/* Reads all journals of an output. If no shard is missing, *results are those of its `count`
- * pieces, to be freed by qf_spill_free, and `stats` takes their statistics; else *results is NULL.
- * *missing is a text that names the shards that are not done, malloc'ed; NULL if some number of
- * shards is whole. */
+/* Takes back, in all journals of an output, that shards are done: for a caller that has the staging
+ * folder for itself and shares the files out anew. What they say of pieces stays. */
+qf_status qf_journal_void(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
+                          qf_error *err);
+
+/* Reads all journals of an output of `shards` shards. If none is missing, *results are those of its
+ * `count` pieces, to be freed by qf_spill_free, and `stats` takes their statistics; else *results
+ * is NULL and *missing a text that names the shards that are not done, malloc'ed. */
 qf_status qf_journal_gather(const qf_stage *stage, const qf_hash *fingerprint, size_t count,
-                            qf_result **results, qf_stats_table *stats, char **missing,
-                            qf_error *err);
+                            uint32_t shards, qf_result **results, qf_stats_table *stats,
+                            char **missing, qf_error *err);
 
 #endif

@@ -40,6 +40,11 @@ typedef struct outcome {
 
 /* ---- the plan in the staging folder ---- */
 
+static uint32_t shards_of(const outcome *o)
+{
+    return o->sharded ? o->options->shard_count : 1;
+}
+
 /* What `quantfold commit` needs to know. */
 static cJSON *plan_json(const outcome *o)
 {
@@ -48,6 +53,7 @@ static cJSON *plan_json(const outcome *o)
     cJSON *root = cJSON_CreateObject();
     qf_hash_text(&o->fingerprint, hash);
     bool ok = root && qf_json_add_text(root, "fingerprint", hash) &&
+              qf_json_add_number(root, "shards", shards_of(o)) &&
               qf_json_add_number(root, "pieces", (double)o->piece_count) &&
               qf_json_add_number(root, "bytes_read", (double)o->totals.bytes_read);
     cJSON *files = ok ? cJSON_AddArrayToObject(root, "files") : NULL;
@@ -58,8 +64,8 @@ static cJSON *plan_json(const outcome *o)
              cJSON_AddStringToObject(file, "name", layout->files[i].name) &&
              qf_json_add_number(file, "bytes", (double)layout->files[i].size);
     }
+    ok = ok && qf_json_add_text(root, "manifest_name", o->output->manifest_name);
     if (ok && o->manifest) {
-        ok = qf_json_add_text(root, "manifest_name", o->output->manifest_name);
         cJSON *copy = cJSON_Duplicate(o->manifest, true);
         ok = ok && copy && cJSON_AddItemToObject(root, "manifest", copy);
     }
@@ -100,16 +106,27 @@ static qf_status read_plan(const qf_stage *stage, cJSON **plan, qf_error *err)
     return QF_OK;
 }
 
-static qf_status plan_is_ours(const outcome *o, bool *ours, qf_error *err)
+/* What the plan in the staging folder is to this run. */
+typedef enum claim_state {
+    CLAIM_FOREIGN,          /* another output's, or none */
+    CLAIM_SHARED_OTHERWISE, /* of this output, among another number of shards */
+    CLAIM_OURS,
+} claim_state;
+
+static qf_status read_claim(const outcome *o, claim_state *state, qf_error *err)
 {
     char hash[QF_HASH_TEXT];
+    uint64_t shards;
     cJSON *plan;
     qf_status status = read_plan(&o->stage, &plan, err);
     qf_hash_text(&o->fingerprint, hash);
     const char *theirs =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(plan, "fingerprint"));
-    *ours = theirs && strcmp(theirs, hash) == 0 &&
-            (!o->manifest || cJSON_HasObjectItem(plan, "manifest"));
+    *state = CLAIM_FOREIGN;
+    if (theirs && strcmp(theirs, hash) == 0)
+        *state = qf_json_get_integer(plan, "shards", &shards) && shards == shards_of(o)
+                     ? CLAIM_OURS
+                     : CLAIM_SHARED_OTHERWISE;
     cJSON_Delete(plan);
     return status;
 }
@@ -128,6 +145,8 @@ static qf_status write_plan(const outcome *o, qf_error *err)
     int fd = qf_open_at(o->stage.run_fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
     int e = fd < 0 ? errno : qf_write_all(fd, text, n);
     free(text);
+    if (!e && !o->stage.unsynced && qf_sync(fd) != 0)
+        e = errno;
     if (fd >= 0 && qf_close(fd) != 0 && !e)
         e = errno;
     if (!e && renameat(o->stage.run_fd, part, o->stage.run_fd, PLAN) != 0)
@@ -145,11 +164,25 @@ static void wait_a_little(void)
     nanosleep(&t, NULL);
 }
 
-static qf_status start_anew(outcome *o, qf_error *err)
+/* Makes the plan this run's, alone in the folder. Of the same output among another number of
+ * shards, only what says that they are done goes: files that one of them has written may be about
+ * to be written again. */
+static qf_status take_over(outcome *o, claim_state state, qf_error *err)
 {
-    if (!qf_stage_empty(&o->stage))
-        return qf_fail_errno(err, o->stage.partial, errno, "cannot clean up after an earlier run");
-    return write_plan(o, err);
+    qf_status status = QF_OK;
+    if (state == CLAIM_OURS)
+        return QF_OK;
+    if (state == CLAIM_SHARED_OTHERWISE)
+        status = qf_journal_void(&o->stage, &o->fingerprint, o->piece_count, err);
+    else if (!qf_stage_empty(&o->stage))
+        status =
+            qf_fail_errno(err, o->stage.partial, errno, "cannot clean up after an earlier run");
+    return status == QF_OK ? write_plan(o, err) : status;
+}
+
+static qf_status fail_lock(const qf_stage *stage, qf_error *err)
+{
+    return qf_fail_errno(err, stage->partial, errno, "cannot lock the staging folder");
 }
 
 /* The staging folder becomes that of this output. What is there of another goes, unless somebody is
@@ -160,32 +193,38 @@ static qf_status claim_shared(outcome *o, qf_error *err)
     enum { TRIES = 500 };
     qf_stage *stage = &o->stage;
     for (int i = 0; i < TRIES; i++) {
-        bool ours;
-        if (i > 0 && qf_lock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
+        claim_state state;
+        if (i > 0 && qf_stage_lock(stage->partial_fd, LOCK_SH | LOCK_NB) != 0) {
+            if (errno != EWOULDBLOCK)
+                return fail_lock(stage, err);
             wait_a_little();
             continue;
         }
-        qf_status status = plan_is_ours(o, &ours, err);
-        if (status != QF_OK || ours)
+        qf_status status = read_claim(o, &state, err);
+        if (status != QF_OK || state == CLAIM_OURS)
             return status;
-        if (qf_lock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
-            status = plan_is_ours(o, &ours, err);
-            if (status == QF_OK && !ours)
-                status = start_anew(o, err);
-            qf_lock(stage->partial_fd, LOCK_SH);
+        if (qf_stage_lock(stage->partial_fd, LOCK_EX | LOCK_NB) == 0) {
+            status = read_claim(o, &state, err);
+            if (status == QF_OK)
+                status = take_over(o, state, err);
+            if (qf_stage_lock(stage->partial_fd, LOCK_SH) != 0 && status == QF_OK)
+                status = fail_lock(stage, err);
             return status;
         }
-        qf_lock(stage->partial_fd, LOCK_UN);
+        if (errno != EWOULDBLOCK)
+            return fail_lock(stage, err);
+        qf_stage_lock(stage->partial_fd, LOCK_UN);
         wait_a_little();
     }
     return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
-                      "shards of another output, or of the same one from other inputs, are being "
-                      "written to the same save path");
+                      "shards of another output, or of the same one from other inputs or in "
+                      "another number, are being written to the same save path");
 }
 
 static qf_status claim(outcome *o, qf_error *err)
 {
     qf_status status;
+    claim_state state;
     if (o->sharded) {
         status = claim_shared(o, err);
         o->stage.resumed = o->options->resume;
@@ -193,8 +232,9 @@ static qf_status claim(outcome *o, qf_error *err)
     }
     if (!o->options->resume)
         return QF_OK;
-    status = plan_is_ours(o, &o->stage.resumed, err);
-    return status != QF_OK || o->stage.resumed ? status : start_anew(o, err);
+    status = read_claim(o, &state, err);
+    o->stage.resumed = status == QF_OK && state != CLAIM_FOREIGN;
+    return status == QF_OK ? take_over(o, state, err) : status;
 }
 
 /* ---- writing ---- */
@@ -283,12 +323,48 @@ static qf_status stage_manifest(qf_stage *stage, const char *name, cJSON *manife
     return status;
 }
 
+static bool starts_manifest(const char *text)
+{
+    static const char first[] = "\"quantfold\"";
+    if (*text != '{')
+        return false;
+    text++;
+    return strncmp(text + strspn(text, " \t\r\n"), first, sizeof first - 1) == 0;
+}
+
+/* A manifest that an earlier run has left describes other output: it goes with the commit. A file
+ * of that name that is none stays. */
+static qf_status drop_manifest(qf_stage *stage, const char *name, qf_error *err)
+{
+    char text[64] = "";
+    struct stat st;
+    if (fstatat(stage->folder_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        if (!S_ISREG(st.st_mode))
+            return QF_OK;
+        int fd = qf_open_at(stage->folder_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+        ssize_t got = fd < 0 ? -1 : qf_read_all_at(fd, text, sizeof text - 1, 0);
+        int e = errno;
+        if (fd >= 0)
+            close(fd);
+        errno = e;
+        if (got >= 0)
+            return starts_manifest(text) ? qf_stage_remove(stage, name, err) : QF_OK;
+    }
+    if (qf_is_absent(errno) || errno == EACCES)
+        return QF_OK;
+    return qf_fail_at(err, QF_ERR_SYSTEM,
+                      (qf_where){.file = stage->folder, .item = name, .sys_errno = errno},
+                      "cannot examine the manifest of an earlier run");
+}
+
 static qf_status put_in_place(outcome *o, qf_error *err)
 {
     qf_status status = QF_OK;
     if (o->manifest)
         status = stage_manifest(&o->stage, o->output->manifest_name, o->manifest,
                                 o->journal.results, o->piece_count, &o->journal.stats, err);
+    else
+        status = drop_manifest(&o->stage, o->output->manifest_name, err);
     return status == QF_OK ? qf_stage_commit(&o->stage, err) : status;
 }
 
@@ -323,7 +399,8 @@ static qf_status prepare(outcome *o, qf_error *err)
         status = qf_share_files(out->layout, out->jobs, o->pieces, o->piece_count,
                                 options->shard_count, &o->owners, err);
     if (status == QF_OK && o->journaled)
-        status = qf_fingerprint(out, options->stats, &o->fingerprint, err);
+        status = qf_fingerprint(out, options->manifest || options->stats, options->stats,
+                                &o->fingerprint, err);
     if (status == QF_OK && (options->manifest || options->stats))
         status = qf_manifest_template(out, o->pieces, o->piece_count, &o->manifest, err);
     for (size_t i = 0; status == QF_OK && options->stats && i < o->piece_count; i++)
@@ -333,8 +410,23 @@ static qf_status prepare(outcome *o, qf_error *err)
     return status;
 }
 
+/* Whether the earlier run whose files have just been put in place was one of this very output. */
+static qf_status find_whole(outcome *o, bool *whole, qf_error *err)
+{
+    claim_state state = CLAIM_FOREIGN;
+    bool asked = o->stage.recovered && o->options->resume && !o->sharded;
+    qf_status status = asked ? read_claim(o, &state, err) : QF_OK;
+    *whole = status == QF_OK && state != CLAIM_FOREIGN;
+    if (*whole) {
+        o->totals.bytes_kept = o->totals.bytes_written;
+        o->stage.keep = false;
+    }
+    return status;
+}
+
 static qf_status run(outcome *o, qf_error *err)
 {
+    bool whole = false;
     const qf_run_options *options = o->options;
     qf_stage_mode mode = o->sharded        ? QF_STAGE_SHARD
                          : options->resume ? QF_STAGE_RESUME
@@ -347,6 +439,9 @@ static qf_status run(outcome *o, qf_error *err)
     o->staged = true;
     o->stage.unsynced = options->no_sync;
     o->stage.keep = o->sharded || options->resume;
+    status = find_whole(o, &whole, err);
+    if (status != QF_OK || whole)
+        return status;
     status = claim(o, err);
     if (status == QF_OK && o->journaled) {
         status = qf_journal_open(&o->stage, &o->fingerprint, options->shard,
@@ -391,9 +486,16 @@ static qf_status refuse_plan(const qf_stage *stage, qf_error *err)
                       "them with the same save path first");
 }
 
-static bool is_safe_name(const char *name)
+static qf_status check_name(const qf_stage *stage, const char *name, qf_error *err)
 {
-    return name && *name && *name != '/' && !strstr(name, "..") && strlen(name) < NAME_MAX;
+    if (!name)
+        return refuse_plan(stage, err);
+    if (qf_name_is_safe(name))
+        return QF_OK;
+    return qf_fail_at(
+        err, QF_ERR_INPUT, (qf_where){.file = stage->partial, .item = name},
+        "the plan names a file that is not inside the target folder, or whose name is "
+        "too long");
 }
 
 /* The files of the plan, which the shards have written. */
@@ -406,7 +508,10 @@ static qf_status expect_files(qf_stage *stage, const cJSON *plan, uint64_t *byte
     {
         uint64_t size, found;
         const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(file, "name"));
-        if (!is_safe_name(name) || !qf_json_get_integer(file, "bytes", &size))
+        status = check_name(stage, name, err);
+        if (status != QF_OK)
+            return status;
+        if (!qf_json_get_integer(file, "bytes", &size))
             return refuse_plan(stage, err);
         status = qf_stage_expect(stage, name, size, err);
         if (status != QF_OK)
@@ -440,22 +545,40 @@ static qf_status gather(qf_stage *stage, const cJSON *plan, qf_result **results,
 {
     enum { PIECES_MOST = QF_PART_INDEX_MAX };
     qf_hash fingerprint;
+    uint64_t shards;
     char *missing = NULL;
     if (parse_hash(plan, &fingerprint) != QF_OK || !qf_json_get_integer(plan, "pieces", count) ||
-        *count > PIECES_MOST)
+        *count > PIECES_MOST || !qf_json_get_integer(plan, "shards", &shards) || !shards ||
+        shards > QF_SHARDS_MOST)
         return refuse_plan(stage, err);
     const cJSON *manifest = cJSON_GetObjectItemCaseSensitive(plan, "manifest");
     int weights = cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(manifest, "weights"));
     if (!qf_stats_table_init(stats, (size_t)weights))
         return qf_fail_memory(err);
-    qf_status status =
-        qf_journal_gather(stage, &fingerprint, (size_t)*count, results, stats, &missing, err);
+    qf_status status = qf_journal_gather(stage, &fingerprint, (size_t)*count, (uint32_t)shards,
+                                         results, stats, &missing, err);
     if (status == QF_OK && missing)
         status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                             "shards are missing: %s; run them (with --resume where they were "
                             "interrupted), then commit again",
                             missing);
     free(missing);
+    return status;
+}
+
+/* A commit that died between two renames, and that opening the stage has finished. */
+static qf_status report_recovered(const qf_stage *stage, qf_report_totals *totals, qf_error *err)
+{
+    const cJSON *file;
+    cJSON *plan;
+    qf_status status = read_plan(stage, &plan, err);
+    cJSON_ArrayForEach(file, cJSON_GetObjectItemCaseSensitive(plan, "files"))
+    {
+        uint64_t size;
+        totals->bytes_written += qf_json_get_integer(file, "bytes", &size) ? size : 0;
+    }
+    qf_json_get_integer(plan, "bytes_read", &totals->bytes_read);
+    cJSON_Delete(plan);
     return status;
 }
 
@@ -475,10 +598,12 @@ static qf_status commit(qf_stage *stage, qf_report_totals *totals, qf_error *err
         status = gather(stage, plan, &results, &count, &stats, err);
     if (status == QF_OK)
         status = expect_files(stage, plan, &totals->bytes_written, err);
+    if (status == QF_OK)
+        status = check_name(stage, name, err);
+    if (status == QF_OK && !manifest)
+        status = drop_manifest(stage, name, err);
     if (status == QF_OK && manifest)
-        status = is_safe_name(name)
-                     ? stage_manifest(stage, name, manifest, results, (size_t)count, &stats, err)
-                     : refuse_plan(stage, err);
+        status = stage_manifest(stage, name, manifest, results, (size_t)count, &stats, err);
     qf_json_get_integer(plan, "bytes_read", &totals->bytes_read);
     if (status == QF_OK)
         status = qf_stage_commit(stage, err);
@@ -502,7 +627,8 @@ qf_status qf_commit(const char *save_path, bool no_sync, qf_report **out, qf_err
     status = qf_stage_open(folder, prefix, QF_STAGE_RESUME, &stage, err);
     if (status == QF_OK) {
         stage.unsynced = no_sync;
-        status = commit(&stage, &totals, err);
+        status =
+            stage.recovered ? report_recovered(&stage, &totals, err) : commit(&stage, &totals, err);
         /* a folder that this call made is empty; shards that are there stay */
         stage.keep |=
             status != QF_OK && (faccessat(stage.run_fd, PLAN, F_OK, 0) == 0 || errno != ENOENT);

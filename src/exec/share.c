@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "exec/share.h"
 
+#include "base/file.h"
 #include "base/spill.h"
 
 enum { SMALL = 1024 * 1024 };
@@ -28,6 +29,13 @@ static void join_files(size_t *parents, const qf_place places[QF_SLOTS])
     }
 }
 
+/* Files of weights, which are dealt out; all others, graphs and what lies beside a checkpoint, are
+ * the first shard's. */
+static bool is_weights(const char *name)
+{
+    return qf_ends_with(name, ".external") || qf_ends_with(name, ".safetensors");
+}
+
 qf_status qf_share_files(const qf_layout *layout, qf_job *const *jobs, const qf_part *pieces,
                          size_t count, uint32_t shards, uint32_t **out, qf_error *err)
 {
@@ -35,7 +43,9 @@ qf_status qf_share_files(const qf_layout *layout, qf_job *const *jobs, const qf_
     size_t *parents = qf_spill_alloc((n + 1) * sizeof *parents);
     uint64_t *bytes = qf_spill_alloc((n + 1) * sizeof *bytes), total = 0, before = 0;
     uint32_t *owners = qf_spill_alloc((n + 1) * sizeof *owners);
-    if (!parents || !bytes || !owners) {
+    bool *first = qf_spill_alloc((n + 1) * sizeof *first); /* the group is the first shard's */
+    if (!parents || !bytes || !owners || !first) {
+        qf_spill_free(first);
         qf_spill_free(parents);
         qf_spill_free(bytes);
         qf_spill_free(owners);
@@ -48,12 +58,17 @@ qf_status qf_share_files(const qf_layout *layout, qf_job *const *jobs, const qf_
         qf_part_places(pieces[i], jobs, layout, places);
         join_files(parents, places);
     }
-    for (size_t i = 0; i < n; i++)
-        bytes[root_of(parents, i)] += layout->files[i].size;
-    for (size_t i = 0; i < n; i++)
-        total += bytes[i] >= SMALL ? bytes[i] : 0;
     for (size_t i = 0; i < n; i++) {
-        if (parents[i] == i && bytes[i] >= SMALL) { /* by its middle */
+        bytes[root_of(parents, i)] += layout->files[i].size;
+        total += layout->files[i].size;
+        first[root_of(parents, i)] |= !is_weights(layout->files[i].name);
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (parents[i] == i && (first[i] || bytes[i] < SMALL))
+            before += bytes[i];
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (parents[i] == i && !first[i] && bytes[i] >= SMALL) { /* by its middle */
             double at = ((double)before + (double)bytes[i] / 2) / (double)total;
             owners[i] = (uint32_t)(at * shards);
             before += bytes[i];
@@ -62,6 +77,7 @@ qf_status qf_share_files(const qf_layout *layout, qf_job *const *jobs, const qf_
     }
     qf_spill_free(parents);
     qf_spill_free(bytes);
+    qf_spill_free(first);
     *out = owners;
     return QF_OK;
 }

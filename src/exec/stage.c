@@ -108,6 +108,20 @@ static void final_name(const char *staged, char out[NAME_MAX + 1])
         *p = *p == SLASH ? '/' : *p;
 }
 
+bool qf_name_is_safe(const char *name)
+{
+    if (strlen(name) > NAME_MAX)
+        return false;
+    for (const char *part = name;; part++) {
+        size_t n = strcspn(part, "/");
+        if (!n || (n == 1 && part[0] == '.') || (n == 2 && part[0] == '.' && part[1] == '.'))
+            return false;
+        part += n;
+        if (!*part)
+            return true;
+    }
+}
+
 /* Makes the subfolders of the target folder that `name` lies in. */
 static bool make_subfolders(const qf_stage *stage, char *name)
 {
@@ -190,13 +204,59 @@ static qf_status fail_recovery(const qf_stage *stage, qf_error *err)
                          "cannot clean up after an earlier run that was killed");
 }
 
+/* The file that a complete run takes away, "" if there is none: what `complete` holds. */
+static bool read_going(const qf_stage *stage, char name[NAME_MAX + 2])
+{
+    int fd = qf_open_at(stage->run_fd, COMPLETE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    ssize_t got = fd < 0 ? -1 : qf_read_all(fd, name, NAME_MAX + 1);
+    int e = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = e;
+    name[got < 0 ? 0 : got] = '\0';
+    return got >= 0;
+}
+
+static bool remove_going(const qf_stage *stage)
+{
+    char name[NAME_MAX + 2];
+    return read_going(stage, name) &&
+           (!*name || unlinkat(stage->folder_fd, name, 0) == 0 || qf_is_absent(errno));
+}
+
+static bool stop_at_unsafe(void *user, const char *staged)
+{
+    bool *safe = user;
+    char name[NAME_MAX + 1];
+    final_name(staged, name);
+    *safe &= qf_name_is_safe(name);
+    return true;
+}
+
+/* What lies in the folder may be anybody's, and its names become paths. */
+static qf_status check_names(const qf_stage *stage, bool complete, qf_error *err)
+{
+    char going[NAME_MAX + 2] = "";
+    if (complete && !read_going(stage, going))
+        return fail_recovery(stage, err);
+    bool safe = !*going || qf_name_is_safe(going);
+    if ((complete && !each_entry(stage->partial_fd, stop_at_unsafe, &safe)) ||
+        (stage->old_fd >= 0 && !each_entry(stage->old_fd, stop_at_unsafe, &safe)))
+        return fail_recovery(stage, err);
+    return safe ? QF_OK
+                : qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
+                             "a name in the staging folder leads out of the target folder, so "
+                             "quantfold has not written it; remove the staging folder");
+}
+
 /* Puts a replaced file back whose successor could not be put in place. */
 static bool restore(void *user, const char *name)
 {
     const qf_stage *stage = user;
     char final[NAME_MAX + 1];
     final_name(name, final);
-    return renameat(stage->old_fd, name, stage->folder_fd, final) == 0 &&
+    return make_subfolders(stage, final) &&
+           renameat(stage->old_fd, name, stage->folder_fd, final) == 0 &&
            (unlinkat(stage->old_fd, name, 0) == 0 || errno == ENOENT);
 }
 
@@ -224,26 +284,37 @@ static bool examine(qf_stage *stage, bool *complete, bool *replaced)
 }
 
 /* Files move into place if the run that left them was complete; those that it replaced move back if
- * it was about to undo that. The rest goes unless it is to be taken up again. */
-static qf_status recover(qf_stage *stage, qf_error *err)
+ * it was about to undo that. The rest goes unless it is to be taken up again. A shard, which is not
+ * alone, does none of this: *half tells it. */
+static qf_status recover(qf_stage *stage, bool *half, qf_error *err)
 {
     bool complete, replaced;
     if (!examine(stage, &complete, &replaced))
         return fail_recovery(stage, err);
-    if ((complete || replaced) && stage->mode == QF_STAGE_SHARD)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
-                          "an earlier output is half in place; finish it with 'quantfold commit', "
-                          "then start the shards again");
+    qf_status status = check_names(stage, complete, err);
+    if (status != QF_OK)
+        return status;
+    *half = (complete || replaced) && stage->mode == QF_STAGE_SHARD;
+    if (*half)
+        return QF_OK;
     if (complete && !(each_entry(stage->partial_fd, move_first, stage) &&
-                      each_entry(stage->partial_fd, move_last, stage)))
+                      each_entry(stage->partial_fd, move_last, stage) && remove_going(stage)))
         return fail_recovery(stage, err);
     if (!complete && replaced && !each_entry(stage->old_fd, restore, stage))
         return fail_recovery(stage, err);
     if ((complete || replaced) && qf_sync(stage->folder_fd) != 0)
         return fail_recovery(stage, err);
-    if ((complete || stage->mode == QF_STAGE_FRESH) && !qf_stage_empty(stage))
+    if (stage->mode == QF_STAGE_FRESH && !qf_stage_empty(stage))
         return fail_recovery(stage, err);
+    stage->recovered = complete;
     return QF_OK;
+}
+
+int qf_stage_lock(int fd, int operation)
+{
+    int result = qf_lock(fd, operation);
+    bool none = result != 0 && (errno == ENOTSUP || errno == ENOSYS || errno == ENOLCK);
+    return none ? 0 : result;
 }
 
 /* A shard waits a while: another one may have the folder for itself for a moment, to make it that
@@ -252,11 +323,11 @@ static int lock_folder(int fd, qf_stage_mode mode)
 {
     enum { TRIES = 500 };
     const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
-    int result = qf_lock(fd, (mode == QF_STAGE_SHARD ? LOCK_SH : LOCK_EX) | LOCK_NB);
+    int result = qf_stage_lock(fd, (mode == QF_STAGE_SHARD ? LOCK_SH : LOCK_EX) | LOCK_NB);
     for (int i = 0; mode == QF_STAGE_SHARD && result != 0 && errno == EWOULDBLOCK && i < TRIES;
          i++) {
         nanosleep(&pause, NULL);
-        result = qf_lock(fd, LOCK_SH | LOCK_NB);
+        result = qf_stage_lock(fd, LOCK_SH | LOCK_NB);
     }
     return result;
 }
@@ -285,11 +356,7 @@ static qf_status lock_partial(qf_stage *stage, qf_error *err)
             if (e == EWOULDBLOCK)
                 return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                                   "another export to the same save path is running");
-            if (e != ENOTSUP && e != ENOSYS && e != ENOLCK)
-                return qf_fail_errno(err, stage->partial, e, "cannot lock the staging folder");
-            fd = open_folder(stage->partial);
-            if (fd < 0)
-                return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
+            return qf_fail_errno(err, stage->partial, e, "cannot lock the staging folder");
         }
         /* a run that ended between our open and our lock may have removed the folder */
         bool known = fstat(fd, &held) == 0, there = known && lstat(stage->partial, &named) == 0;
@@ -314,9 +381,10 @@ static qf_status open_run(qf_stage *stage, qf_error *err)
     return QF_OK;
 }
 
-qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
-                        qf_error *err)
+static qf_status open_stage(const char *folder, const char *prefix, qf_stage_mode mode,
+                            qf_stage *out, bool *half, qf_error *err)
 {
+    *half = false;
     *out = (qf_stage){.mode = mode, .folder_fd = -1, .partial_fd = -1, .run_fd = -1, .old_fd = -1};
     char name[NAME_MAX + 1];
     if (strlen(prefix) <= PLAIN_PREFIX_MAX)
@@ -337,11 +405,38 @@ qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mo
     if (status == QF_OK)
         status = open_run(out, err);
     if (status == QF_OK)
-        status = recover(out, err);
-    if (status != QF_OK) {
+        status = recover(out, half, err);
+    if (status != QF_OK || *half) {
         out->keep = true; /* nobody knows what is in there */
         qf_stage_close(out);
     }
+    return status;
+}
+
+/* What an earlier run of another process left half in place is dealt with alone, before the folder
+ * is shared; another shard that is at it is waited for. */
+qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
+                        qf_error *err)
+{
+    enum { TRIES = 100 };
+    const struct timespec pause = {.tv_nsec = 100 * 1000 * 1000};
+    bool half;
+    qf_status status = open_stage(folder, prefix, mode, out, &half, err);
+    for (int i = 0; status == QF_OK && half && i < TRIES; i++) {
+        status = open_stage(folder, prefix, QF_STAGE_RESUME, out, &half, err);
+        if (status == QF_ERR_INPUT)
+            nanosleep(&pause, NULL);
+        else if (status != QF_OK)
+            return status;
+        else {
+            out->keep = !out->recovered;
+            qf_stage_close(out);
+        }
+        status = open_stage(folder, prefix, mode, out, &half, err);
+    }
+    if (status == QF_OK && half)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = folder},
+                          "an earlier output is half in place, and another process is at it");
     return status;
 }
 
@@ -358,6 +453,8 @@ static bool move_with_backup(const qf_stage *stage, size_t index)
     bool there = fstatat(stage->folder_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
     if (!there && errno != ENOENT && errno != ENOTDIR)
         return false;
+    if (stage->files[index].goes)
+        return !there || renameat(stage->folder_fd, name, stage->old_fd, staged) == 0;
     if (there && !S_ISDIR(st.st_mode) &&
         linkat(stage->folder_fd, name, stage->old_fd, staged, 0) != 0 &&
         renameat(stage->folder_fd, name, stage->old_fd, staged) != 0)
@@ -402,6 +499,11 @@ static qf_status mark_complete(qf_stage *stage, qf_error *err)
 {
     int fd = qf_open_at(stage->run_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, QF_FILE_MODE);
     bool ok = fd >= 0;
+    for (size_t i = 0; ok && i < stage->count; i++) {
+        const char *name = stage->files[i].name;
+        errno = stage->files[i].goes ? qf_write_all(fd, name, strlen(name)) : 0;
+        ok = !errno;
+    }
     if (ok && !stage->unsynced)
         ok = qf_sync(fd) == 0 && qf_sync(stage->old_fd) == 0 && qf_sync(stage->run_fd) == 0 &&
              qf_sync(stage->partial_fd) == 0;

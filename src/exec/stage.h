@@ -7,7 +7,8 @@
  *     <folder>/.<prefix>.quantfold-partial/
  *
  * which is locked for the length of the run, so that two exports to one prefix cannot mix. When all
- * are written and synced, an empty file `complete` is made there and synced; from then on the run
+ * are written and synced, a file `complete` is made there and synced, empty but for the name of a
+ * file that is to go from the destination (a manifest of other output); from then on the run
  * counts as done, and the files are renamed into place in the order in which they were created. A
  * run that finds such a folder without a lock finishes the renames if `complete` is there and
  * deletes the folder if not: a killed run leaves either the old output or, after the next run has
@@ -18,7 +19,8 @@
  * back.
  *
  * The run's own files (`complete`, replaced files, journals: journal.h) are in its subfolder `run`.
- * Shards of one output share the folder and its lock; `quantfold commit` takes it for itself.
+ * Shards of one output share the folder and its lock; `quantfold commit` takes it for itself, and
+ * so does a shard that finds an earlier output half in place.
  */
 #ifndef QF_EXEC_STAGE_H
 #define QF_EXEC_STAGE_H
@@ -36,6 +38,7 @@ typedef struct qf_stage_file {
     bool direct;   /* direct I/O is worth it, and possible as far as is known */
     int direct_fd; /* the same file opened for that; -1: opened for each write */
     bool foreign;  /* written by another process */
+    bool goes;     /* not written, but taken away */
     bool mappable; /* all of its space is allocated, so that a mapping can hardly fault */
 } qf_stage_file;
 
@@ -47,12 +50,14 @@ typedef enum qf_stage_mode {
 
 typedef struct qf_stage {
     qf_stage_mode mode;
-    bool resumed;  /* set by the caller: files of an earlier run are of this very output */
-    bool keep;     /* set by the caller: closing leaves what is there */
-    char *folder;  /* destination */
-    bool direct;   /* set by the caller: files are opened for direct I/O too */
-    bool unsynced; /* set by the caller: commit does not wait for the disk */
-    char *partial; /* path of the staging folder */
+    bool resumed;   /* set by the caller: files of an earlier run are of this very output */
+    bool recovered; /* an earlier run was complete, and its files have been put in place; `run` is
+                     * still as it was if the mode is RESUME, and to be emptied */
+    bool keep;      /* set by the caller: closing leaves what is there */
+    char *folder;   /* destination */
+    bool direct;    /* set by the caller: files are opened for direct I/O too */
+    bool unsynced;  /* set by the caller: commit does not wait for the disk */
+    char *partial;  /* path of the staging folder */
     int folder_fd, partial_fd, run_fd, old_fd;
     qf_stage_file *files;
     size_t count, cap;
@@ -65,6 +70,8 @@ typedef struct qf_stage {
  * QF_ERR_INPUT if another run holds the lock. */
 qf_status qf_stage_open(const char *folder, const char *prefix, qf_stage_mode mode, qf_stage *out,
                         qf_error *err);
+/* flock, but a file system without locks is no error: runs are not kept apart there. */
+int qf_stage_lock(int fd, int operation);
 /* Removes all that is staged. False with errno set if that fails. */
 bool qf_stage_empty(qf_stage *stage);
 /* Creates a file of `size` bytes, mode 0640, its space allocated where the file system can. `name`
@@ -73,6 +80,9 @@ qf_status qf_stage_create(qf_stage *stage, const char *name, uint64_t size, size
                           qf_error *err);
 /* Takes up the next index for a file that another process writes. */
 qf_status qf_stage_expect(qf_stage *stage, const char *name, uint64_t size, qf_error *err);
+/* A file of the destination folder, at most one, that goes when the others are put in place, and
+ * comes back if they are taken back. It takes up an index too. */
+qf_status qf_stage_remove(qf_stage *stage, const char *name, qf_error *err);
 /* Writes all `n` bytes. May be called by several threads. */
 qf_status qf_stage_write(const qf_stage *stage, size_t index, uint64_t offset, const void *data,
                          size_t n, qf_error *err);
@@ -103,6 +113,10 @@ void qf_stage_close(qf_stage *stage);
 
 /* "a/b", malloc'ed; NULL when memory is exhausted. */
 char *qf_stage_path(const char *a, const char *b);
+/* Whether a name, which may have subfolders, stays inside its folder: no part of it is empty, "."
+ * or
+ * "..", and in staging it is one file's. */
+bool qf_name_is_safe(const char *name);
 /* What an output's file is called in the staging folder. */
 void qf_staged_name(const char *name, char out[NAME_MAX + 1]);
 

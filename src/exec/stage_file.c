@@ -65,6 +65,14 @@ qf_status qf_stage_expect(qf_stage *stage, const char *name, uint64_t size, qf_e
     return QF_OK;
 }
 
+qf_status qf_stage_remove(qf_stage *stage, const char *name, qf_error *err)
+{
+    qf_status status = qf_stage_expect(stage, name, 0, err);
+    if (status == QF_OK)
+        stage->files[stage->count - 1].goes = true;
+    return status;
+}
+
 static int open_direct(const qf_stage *stage, const qf_stage_file *file)
 {
     char staged[NAME_MAX + 1];

@@ -97,6 +97,23 @@ def test_missing_shard(quantfold, llama, whole, tmp_path):
     assert snapshot(tmp_path / "out") == whole["w8a16"]
 
 
+def staged(out: Path) -> set[str]:
+    return {p.name for p in next(out.glob(".*quantfold-partial")).iterdir() if p.is_file()}
+
+
+def test_first_shard_has_all_but_weights(quantfold, llama, tmp_path):
+    """Also a tokenizer of 3 MB; the others have weights alone, and each of them has some."""
+    out, seen = tmp_path / "out", set()
+    for part in (3, 2, 1, 0):
+        ck.run(quantfold, llama, out, "w8a16", "--shard", f"{part}/4")
+        new, seen = staged(out) - seen, staged(out)
+        others = {name for name in new if not name.endswith(".safetensors")}
+        assert others == (
+            {p.name for p in llama.iterdir() if p.suffix != ".safetensors"} if not part else set()
+        )
+        assert part == 0 or new
+
+
 def kill_when(command: list, journal_of: Path, size: int) -> bool:
     """Starts the command and kills it once its journal has `size` bytes; False if it ended first."""
     run = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)

@@ -139,6 +139,27 @@ def test_threads_and_shards_do_not_show(quantfold, tmp_path):
     assert snapshot(tmp_path / "s") == wanted
 
 
+@pytest.mark.parametrize("first", [(), ("--manifest",), ("--stats",)])
+@pytest.mark.parametrize("then", [(), ("--manifest",)])
+def test_what_is_taken_up_was_measured(quantfold, tmp_path, first, then):
+    """Parts of a run with other options of the manifest are not taken over: they lack its figures."""
+    spec, source = make_large.Spec(count=4, size=128, layout="external"), tmp_path / "in"
+    make_large.write(source, spec)
+    args = (source / "model.onnx", source / "record.txt")
+    more = ("--no-fsync", "--external", "always")
+    quantfold.export(*args, tmp_path / "one" / "m", *then, *more)
+    wanted, out = snapshot(tmp_path / "one"), tmp_path / "o" / "m"
+    for shard, options in enumerate((first, then)):
+        quantfold.export(*args, out, *options, "--shard", f"{shard}/2", *more)
+    result = quantfold("commit", "--save-path", out, "--no-fsync")
+    if first == then:
+        assert result.code == 0, result.err
+    else:
+        assert result.code == 1 and "shards are missing: 0 of 2" in result.err
+        quantfold.export(*args, out, *then, "--resume", *more)
+    assert snapshot(tmp_path / "o") == wanted
+
+
 def test_what_names_the_inputs(quantfold, tmp_path):
     """The same bytes at another time are other inputs; the outputs' hashes are the same."""
     spec, source = make_large.Spec(size=64), tmp_path / "in"
@@ -261,6 +282,29 @@ def test_clipped_weights_count(quantfold, tmp_path):
     (entry,) = check_files(tmp_path / "o")["weights"]
     assert entry["clipped"] > 100
     check_errors(entry, make_large.weight(spec, 0), np.array([0.0002]), -128, 127)
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_run_without_one_takes_the_old_one_away(quantfold, tmp_path, shards):
+    """It describes what is there no more. A file of the name that is no manifest stays."""
+    spec, source, out = make_large.Spec(size=64), tmp_path / "in", tmp_path / "o"
+    make_large.write(source, spec)
+    args = (source / "model.onnx", source / "record.txt", f"{out}/")
+    quantfold.export(*args, "--manifest")
+    assert (out / "manifest.json").exists()
+    for mine in ("", '{"name": "an app", "quantfold": 1}', "{"):
+        if mine:
+            (out / "manifest.json").write_text(mine)
+        for shard in range(shards):
+            quantfold.export(*args, "--shard", f"{shard}/{shards}")
+        result = None if shards else quantfold.export(*args)
+        if shards:
+            result = quantfold("commit", "--save-path", f"{out}/")
+            assert result.code == 0, result.err
+        assert sorted(p.name for p in out.iterdir())[-1] == (
+            "manifest.json" if mine else "fake_quant_model.onnx"
+        )
+        assert not mine or (out / "manifest.json").read_text() == mine
 
 
 def test_without_the_option_there_is_none(quantfold, tmp_path):

@@ -298,6 +298,15 @@ def test_shards(small, tmp_path, count):
     small.check(out)
 
 
+def test_first_shard_has_the_graphs(small, tmp_path):
+    """Whatever their size: without external data, all is in them."""
+    out = tmp_path / "o"
+    for shard in (3, 2, 1, 0):
+        small.run(out, "--external", "never", "--shard", f"{shard}/4")
+        names = sorted(p.name for p in (out / PARTIAL).iterdir() if p.is_file())
+        assert names == ([] if shard else ["m_deploy_model.onnx", "m_fake_quant_model.onnx"])
+
+
 def test_shards_at_once(large, tmp_path):
     out = tmp_path / "o"
     processes = [large.start(out, "--shard", f"{i}/4", "--threads", "1") for i in range(4)]
@@ -352,6 +361,78 @@ def test_shards_of_other_inputs_do_not_mix(small, tmp_path):
     small.check(out)
 
 
+def fail_midway(rig: Rig, out: Path, *extra) -> None:
+    """A run that takes the folder for itself, makes its files, and then has no memory to fill them."""
+    result = rig.quantfold(*rig.arguments(out, *extra, "--memory-limit", "1K"))
+    assert result.code == 1 and "memory limit" in result.err
+
+
+@pytest.mark.parametrize("extra", [(), ("--resume",)])
+def test_other_number_of_shards_takes_back_what_was_done(small, tmp_path, extra):
+    """Files that a shard of another number has made anew are zeros, whatever was done before."""
+    out = tmp_path / "o"
+    for shard in range(2):
+        small.run(out, "--shard", f"{shard}/2")
+    fail_midway(small, out, "--shard", "1/3", *extra)
+    assert "shards are missing: 0, 1, 2 of 3" in small.commit(out, expect=1).err
+    small.run(out, "--shard", "0/2", "--resume")
+    assert "shards are missing: 1 of 2" in small.commit(out, expect=1).err, "nor is it again"
+    small.run(out, "--shard", "1/2", "--resume")
+    small.commit(out)
+    small.check(out)
+
+
+def test_shard_that_is_begun_again_is_not_done(small, tmp_path):
+    """A lost file is made anew by its shard, as zeros; the shard fails before they are filled."""
+    out = tmp_path / "o"
+    for shard in range(2):
+        small.run(out, "--shard", f"{shard}/2")
+    for path in (out / PARTIAL).glob("w*"):
+        path.unlink()
+    assert "run its shard again" in small.commit(out, expect=1).err
+    fail_midway(small, out, "--shard", "0/2", "--resume")
+    assert "shards are missing: 0 of 2" in small.commit(out, expect=1).err
+    small.run(out, "--shard", "0/2", "--resume")
+    small.run(out, "--shard", "1/2", "--resume")
+    small.commit(out)
+    small.check(out)
+
+
+def test_single_run_over_shards_takes_back_what_was_done(small, tmp_path):
+    out = tmp_path / "o"
+    for shard in range(2):
+        small.run(out, "--shard", f"{shard}/2")
+    for path in (out / PARTIAL).glob("w*"):
+        path.unlink()
+    fail_midway(small, out, "--resume")
+    assert "shards are missing: 0 of 1" in small.commit(out, expect=1).err
+    small.run(out, "--resume")
+    small.check(out)
+
+
+@pytest.mark.parametrize("prefix", ["v1..2", "..v", "p" * 237])
+def test_commit_of_unusual_names(small, tmp_path, prefix):
+    """Dots lead nowhere; `<237 bytes>_deploy_model.onnx` has 255."""
+    args = ("--model", small.source / "model.onnx", "--record", small.source / "record.txt")
+    args += ("--emit", "deploy", "--save-path", tmp_path / "o" / prefix, "--no-fsync")
+    result = small.quantfold("export", *args, "--shard", "0/1")
+    assert result.code == 0, result.err
+    result = small.quantfold("commit", "--save-path", tmp_path / "o" / prefix)
+    assert result.code == 0, result.err
+    assert (tmp_path / "o" / f"{prefix}_deploy_model.onnx").is_file()
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/../../b", "/tmp/x", "a//b", "n" * 256])
+def test_commit_refuses_names_outside(small, tmp_path, name):
+    out = tmp_path / "o"
+    small.run(out, "--shard", "0/1")
+    path = out / PARTIAL / "run" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["files"][0]["name"] = name
+    path.write_text(json.dumps(plan))
+    assert "not inside the target folder" in small.commit(out, expect=1).err
+
+
 def test_commit_of_nothing(small, tmp_path):
     (tmp_path / "o").mkdir()
     result = small.commit(tmp_path / "o", expect=1)
@@ -370,7 +451,9 @@ def test_commit_finds_a_file_cut_short(small, tmp_path):
     assert [p.name for p in out.iterdir()] == [PARTIAL]
 
 
-@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/2", "0/0", "0/100001", "slurm"])
+@pytest.mark.parametrize(
+    "text", ["2/2", "1", "a/b", "-1/2", "0/0", "0/100001", "slurm", "slurm/3", "slurm/", "slurm/0"]
+)
 def test_bad_shards(small, tmp_path, text):
     result = small.quantfold(*small.arguments(tmp_path / "o", "--shard", text))
     assert result.code == 2 and "--shard" in result.err
@@ -391,6 +474,50 @@ def test_slurm_names_the_shard(small, tmp_path):
         assert result.code == 0, result.err
     small.commit(out)
     small.check(out)
+
+
+def array(task: int, *ids: int, step: int = 1) -> dict[str, str]:
+    """What Slurm sets for a task of an array."""
+    names = {"ID": task, "MIN": min(ids), "MAX": max(ids), "COUNT": len(ids), "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+
+def slurm(rig: Rig, out: Path, text: str, variables: dict):
+    """A run with --shard TEXT that only plans."""
+    return rig.quantfold(
+        *rig.arguments(out, "--shard", text, "--dry-run"), env={**os.environ, **variables}
+    )
+
+
+@pytest.mark.parametrize(
+    "variables, numbers",
+    [
+        (array(3, 3), ("task 3 ", "array of 1 tasks")),
+        (array(5, 3, 5), ("task 5 ", "from 3 to 5")),
+        (array(6, 0, 2, 4, 6, step=2), ("array of 4 tasks", "steps of 2")),
+        ({"SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, ("no task 4 ", "of 4 ")),
+    ],
+)
+def test_slurm_numbers_that_tell_no_shard(small, tmp_path, variables, numbers):
+    result = slurm(small, tmp_path / "o", "slurm", variables)
+    assert result.code == 2
+    for number in numbers:
+        assert number in result.err
+    assert "not 'slurm'" not in result.err
+
+
+def test_one_slurm_task_is_run_again(small, tmp_path):
+    """`SHARDS=3 sbatch --array=1`: the number of shards is given."""
+    out = tmp_path / "o"
+    for i in range(3):
+        result = small.quantfold(
+            *small.arguments(out, "--shard", "slurm/3"), env={**os.environ, **array(i, i)}
+        )
+        assert result.code == 0, result.err
+    small.commit(out)
+    small.check(out)
+    result = slurm(small, out, "slurm/3", array(3, 3))
+    assert result.code == 2 and "SLURM_ARRAY_TASK_ID is 3" in result.err and "0 to 2" in result.err
 
 
 def test_weights_are_those_of_numpy(small, tmp_path):

@@ -587,6 +587,14 @@ def test_target_with_other_weights(folder):
     folder.refused("model-00001-of-00002.safetensors", "empty folder")
 
 
+def test_target_with_another_index(folder):
+    """Loaders would read it in place of the one file beside it."""
+    folder.file(craft({"a.b.weight": entry()}))
+    folder.out.mkdir()
+    (folder.out / "model.safetensors.index.json").write_text("{}")
+    folder.refused("model.safetensors.index.json", "empty folder")
+
+
 def test_target_is_a_file(folder):
     folder.file(craft({"a.weight": entry()}))
     folder.out.write_text("x")

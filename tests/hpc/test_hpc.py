@@ -204,6 +204,23 @@ def test_commit_names_missing_shards(slurm, rig):
     assert rig.nothing_in_place()
 
 
+def test_one_task_is_run_again(slurm, rig):
+    """In an array of its own, with the number of shards; without, it does not do the whole export."""
+    said = rig.cluster("""
+    array=$(SHARDS=4 sbatch --parsable --array=0,1,3 "$SCRIPTS/array.sbatch" $OPTIONS)
+    finished "$array"
+    wrong=$(sbatch --parsable --array=2 "$SCRIPTS/array.sbatch" $OPTIONS)
+    finished "$wrong"
+    again=$(SHARDS=4 sbatch --parsable --array=2 "$SCRIPTS/array.sbatch" $OPTIONS)
+    commit=$(sbatch --parsable --dependency=afterok:"$again" "$SCRIPTS/commit.sbatch")
+    finished "$again" "$commit"
+    state "$commit"
+    """)
+    assert "SLURM_ARRAY_TASK_ID is 2, and shards are numbered from 0 to 0" in said, said
+    assert "JobState=COMPLETED" in said, said
+    rig.check()
+
+
 def test_step(slurm, rig):
     said = rig.cluster("""
     job=$(sbatch --parsable --nodes=2 --ntasks=4 "$SCRIPTS/step.sbatch" $OPTIONS)

@@ -172,10 +172,53 @@ static void test_failed_rename_rolls_back(void **state)
     assert_int_equal(entries(), 2);
 }
 
+/* A file that goes: with the others, or not at all; also when another run finishes that. */
+static void test_a_file_goes(void **state)
+{
+    (void)state;
+    qf_stage stage;
+    qf_error err;
+    write_text(in_folder("m.manifest.json"), "old");
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
+    assert_int_equal(qf_stage_remove(&stage, "m.manifest.json", &err), QF_OK);
+    put_file(&stage, "m.onnx", "new m");
+    assert_int_equal(mkdir(in_folder("m.onnx"), 0700), 0);
+    write_text(in_folder("m.onnx/x"), "in the way");
+    assert_int_equal(qf_stage_commit(&stage, &err), QF_ERR_SYSTEM);
+    qf_stage_close(&stage);
+    assert_text("m.manifest.json", "old");
+    assert_int_equal(entries(), 2);
+
+    assert_int_equal(unlink(in_folder("m.onnx/x")), 0);
+    assert_int_equal(rmdir(in_folder("m.onnx")), 0);
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_FRESH, &stage, &err), QF_OK);
+    put_file(&stage, "m.onnx", "new m");
+    assert_int_equal(qf_stage_remove(&stage, "m.manifest.json", &err), QF_OK);
+    assert_int_equal(qf_stage_commit(&stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("m.onnx", "new m");
+    assert_int_equal(entries(), 1);
+
+    write_text(in_folder("m.manifest.json"), "old");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/run/complete"), "m.manifest.json");
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_RESUME, &stage, &err), QF_OK);
+    qf_stage_close(&stage);
+    assert_text("m.onnx", "new m");
+    assert_int_equal(entries(), 1);
+
+    write_text(in_folder("bystander"), "mine");
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+    assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+    write_text(in_folder(".m.quantfold-partial/run/complete"), "a/../../bystander");
+    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_RESUME, &stage, &err), QF_ERR_INPUT);
+    assert_text("bystander", "mine");
+}
+
 /* A run that died while it was taking its renames back: the next one goes on with that. */
 static void test_roll_back_is_finished(void **state)
 {
-    (void)state;
     qf_stage stage;
     qf_error err;
     write_text(in_folder("a.external"), "new a");
@@ -187,13 +230,109 @@ static void test_roll_back_is_finished(void **state)
     /* of this one, only the link was made */
     snprintf(other, sizeof other, "%s/.m.quantfold-partial/run/old/m.onnx", folder);
     assert_int_equal(link(in_folder("m.onnx"), other), 0);
-    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_SHARD, &stage, &err), QF_ERR_INPUT);
-    assert_non_null(strstr(err.message, "half in place"));
-    assert_int_equal(qf_stage_open(folder, "m", QF_STAGE_RESUME, &stage, &err), QF_OK);
+    assert_int_equal(
+        qf_stage_open(folder, "m", *state ? QF_STAGE_SHARD : QF_STAGE_RESUME, &stage, &err), QF_OK);
+    assert_false(stage.recovered);
+    stage.keep = false;
+    stage.mode = QF_STAGE_RESUME; /* a shard's folder would stay */
     qf_stage_close(&stage);
     assert_text("a.external", "old a");
     assert_text("m.onnx", "old m");
     assert_int_equal(entries(), 2);
+}
+
+static int set_up_shard(void **state)
+{
+    static int shard;
+    int result = set_up(state);
+    *state = &shard;
+    return result;
+}
+
+/* A complete run is finished by whoever comes, who is told; a shard has the folder empty then. */
+static void test_complete_run_is_told(void **state)
+{
+    const qf_stage_mode modes[] = {QF_STAGE_FRESH, QF_STAGE_RESUME, QF_STAGE_SHARD};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        qf_stage stage;
+        qf_error err;
+        assert_int_equal(mkdir(in_folder(".m.quantfold-partial"), 0700), 0);
+        assert_int_equal(mkdir(in_folder(".m.quantfold-partial/run"), 0700), 0);
+        write_text(in_folder(".m.quantfold-partial/run/complete"), "");
+        write_text(in_folder(".m.quantfold-partial/run/plan.json"), "{}");
+        write_text(in_folder(".m.quantfold-partial/m.onnx"), "new");
+        assert_int_equal(qf_stage_open(folder, "m", modes[i], &stage, &err), QF_OK);
+        assert_text("m.onnx", "new");
+        if (modes[i] != QF_STAGE_SHARD)
+            assert_true(stage.recovered);
+        assert_int_equal(faccessat(stage.run_fd, "plan.json", F_OK, 0),
+                         modes[i] == QF_STAGE_RESUME ? 0 : -1);
+        if (modes[i] != QF_STAGE_RESUME)
+            assert_int_equal(faccessat(stage.run_fd, "complete", F_OK, 0), -1);
+        stage.mode = QF_STAGE_RESUME;
+        qf_stage_close(&stage);
+        assert_int_equal(entries(), 1);
+        assert_int_equal(unlink(in_folder("m.onnx")), 0);
+    }
+}
+
+/* Names in the folder become paths; one that leads out of the target folder is refused, and so is
+ * one through a link. */
+static void test_names_that_lead_out(void **state)
+{
+    const char *const names[] = {"..\x01x", "\x01\x01tmp\x01x", "a\x01..\x01x", ".\x01x",
+                                 "link\x01x"};
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        bool replaced = i % 2;
+        const char *name = names[i / 2];
+        qf_stage stage;
+        qf_error err;
+        char nested[100], path[120];
+        snprintf(nested, sizeof nested, "%s/to", folder);
+        mkdir(nested, 0700);
+        assert_int_equal(symlink("..", in_folder("to/link")), 0);
+        assert_int_equal(mkdir(in_folder("to/.m.quantfold-partial"), 0700), 0);
+        assert_int_equal(mkdir(in_folder("to/.m.quantfold-partial/run"), 0700), 0);
+        assert_int_equal(mkdir(in_folder("to/.m.quantfold-partial/run/old"), 0700), 0);
+        if (!replaced)
+            write_text(in_folder("to/.m.quantfold-partial/run/complete"), "");
+        snprintf(path, sizeof path, "to/.m.quantfold-partial/%s%s", replaced ? "run/old/" : "",
+                 name);
+        write_text(in_folder(path), "evil");
+        qf_status want = i / 2 == 4 ? QF_ERR_SYSTEM : QF_ERR_INPUT;
+        for (int mode = QF_STAGE_FRESH; mode <= QF_STAGE_SHARD; mode++) {
+            assert_int_equal(qf_stage_open(nested, "m", (qf_stage_mode)mode, &stage, &err), want);
+            assert_text(path, "evil");
+            assert_int_equal(entries(), 1);
+        }
+        tear_down(NULL);
+        assert_int_equal(mkdir(folder, 0700), 0);
+    }
+}
+
+static void test_safe_names(void **state)
+{
+    char name[300];
+    (void)state;
+    assert_true(qf_name_is_safe("v1..2.onnx"));
+    assert_true(qf_name_is_safe("..a/b.."));
+    assert_true(qf_name_is_safe("a/..."));
+    assert_false(qf_name_is_safe(""));
+    assert_false(qf_name_is_safe("/a"));
+    assert_false(qf_name_is_safe("a/"));
+    assert_false(qf_name_is_safe("a//b"));
+    assert_false(qf_name_is_safe(".."));
+    assert_false(qf_name_is_safe("a/.."));
+    assert_false(qf_name_is_safe("../a"));
+    assert_false(qf_name_is_safe("a/./b"));
+    memset(name, 'a', sizeof name);
+    name[255] = '\0';
+    assert_true(qf_name_is_safe(name));
+    name[255] = 'a';
+    name[256] = '\0';
+    assert_false(qf_name_is_safe(name));
 }
 
 /* What cannot be looked at is not thrown away. */
@@ -316,7 +455,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_incomplete_run_is_cleaned, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_complete_run_is_finished, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_rename_rolls_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_file_goes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_roll_back_is_finished, set_up_shard, tear_down),
+        cmocka_unit_test_setup_teardown(test_complete_run_is_told, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_names_that_lead_out, set_up, tear_down),
+        cmocka_unit_test(test_safe_names),
         cmocka_unit_test_setup_teardown(test_failed_open_keeps_what_is_there, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_second_run_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_direct_files_without_end, set_up, tear_down),
