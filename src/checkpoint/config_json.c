@@ -73,8 +73,9 @@ static bool add_arguments(cJSON *group, const char *name, int bits, const char *
     return ok && cJSON_AddObjectToObject(a, "observer_kwargs");
 }
 
-/* Modules that a loader would take for quantized ones. lm_head is there even where its weight is
- * not, being the embedding's. */
+/* Modules that a loader might take for quantized ones: every one whose matrix stays float, since a
+ * linear module may be named like an embedding (ELECTRA's embeddings_project). lm_head is there
+ * even where its weight is not, being the embedding's. */
 static bool add_ignored(cJSON *config, const qf_checkpoint_plan *p)
 {
     cJSON *list = cJSON_AddArrayToObject(config, "ignore");
@@ -84,7 +85,7 @@ static bool add_ignored(cJSON *config, const qf_checkpoint_plan *p)
         size_t n = strlen(t->name);
         bool is_head = strcmp(t->name, "lm_head.weight") == 0;
         head |= is_head;
-        if (!t->reason || t->bits || qf_is_never_linear(t->name))
+        if (!t->reason || t->bits)
             continue;
         char *module = strndup(t->name, n - strlen(".weight"));
         cJSON *item = module ? cJSON_CreateObject() : NULL;

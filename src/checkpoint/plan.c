@@ -295,7 +295,8 @@ static qf_status take_tensor(qf_checkpoint_plan *p, const qf_safetensor *t, qf_e
         status = qf_fail_at(err, QF_ERR_INPUT,
                             (qf_where){.file = p->checkpoint->files[t->file].path, .item = t->name},
                             "the tensor is of 8-bit floats and is not quantized (%s); the "
-                            "convention has no form for both in one checkpoint, include it",
+                            "convention has no form for both in one checkpoint: choose it with "
+                            "--include, or give a checkpoint that has it in 16 bits",
                             reason ? reason : "it is no weight matrix");
     if (status == QF_OK)
         status = chosen ? quantize_tensor(p, t, err) : copy_tensor(p, t, err);

@@ -105,9 +105,8 @@ def test_config(quantfold, tmp_path, scheme):
     settings = json.loads(text)
     del settings["quantization_config"]
     assert settings == ck.config()
-    assert stated["ignore"] == ["model.layers.1.mlp.up_proj", "lm_head"] or set(
-        stated["ignore"]
-    ) == {"model.layers.1.mlp.up_proj", "lm_head"}
+    floats = {"model.layers.1.mlp.up_proj", "model.embed_tokens", "lm_head"}
+    assert len(stated["ignore"]) == 3 and set(stated["ignore"]) == floats
     assert stated["quant_method"] == "compressed-tensors"
     parsed = QuantizationConfig.model_validate(stated)
     group = parsed.config_groups["group_0"]
@@ -205,6 +204,22 @@ def test_include_and_exclude(quantfold, tmp_path):
         ignored = set(ck.quantization(tmp_path / f"{i}")["ignore"])
         assert ignored >= {n.removesuffix(".weight") for n in default - wanted}
         assert not ignored & {n.removesuffix(".weight") for n in wanted}
+
+
+def test_embeddings_are_never_chosen(quantfold, tmp_path):
+    """By whatever name, and whoever asks; what has the name of one, as a linear module may, is
+    ignored, so that no loader takes it for a quantized one."""
+    stays = ["shared", "decoder.embed_tokens", "h.wte", "h.wpe", "embeddings_project"]
+    stays.append("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
+    tensors = {name + ".weight": ck.normal(64, 64, i) for i, name in enumerate(stays)}
+    tensors["encoder.block.0.q.weight"] = ck.normal(64, 64, 9)
+    source = ck.write(tmp_path / "in", tensors)
+    for i, options in enumerate([(), ("--include", ".")]):
+        result = ck.run(quantfold, source, tmp_path / f"{i}", "w8a16", "-v", *options)
+        assert chosen(ck.read(tmp_path / f"{i}")) == {"encoder.block.0.q.weight"}
+        assert result.out.count("it is an embedding or a norm") == len(stays)
+        assert result.out.count("which --include cannot choose") == (len(stays) if i else 0)
+        assert set(ck.quantization(tmp_path / f"{i}")["ignore"]) == {*stays, "lm_head"}
 
 
 def test_tied_embedding(quantfold, tmp_path):
