@@ -511,14 +511,45 @@ def test_quantized_by_others(folder, method):
     folder.refused("config.json", "quantized already")
 
 
+FP8 = '{"quant_method": "fp8"}'
+OTHERS = {
+    "text": '{"quantization_config": "gptq"}',
+    "list": '{"quantization_config": []}',
+    "compression": '{"compression_config": {"quant_method": "compressed-tensors"}}',
+    "with fp8": '{"quantization_config": %s, "compression_config": "x"}' % FP8,
+    "part": '{"text_config": {"quantization_config": {"quant_method": "awq"}}}',
+    "fp8 part": '{"a": {"text_config": {"quantization_config": %s}}}' % FP8,
+    "escaped": '{"quantization\\u005fconfig": {"quant_method": "gptq"}}',
+    "second": '{"quantization_config": %s, "quantization_config": "gptq"}' % FP8,
+    "twice": '{"quantization_config": %s, "quantization_config": %s}' % (FP8, FP8),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_quantized_in_other_words(folder, name):
+    folder.file(craft({"a.weight": entry()}))
+    (folder.source / "config.json").write_text(OTHERS[name])
+    folder.refused("config.json", "quantized already")
+
+
+def test_escaped_name_is_replaced(folder):
+    folder.file(craft({"a.weight": entry()}))
+    text = '{"a": 1.0, "quantization\\u005fconfig": %s, "b": 2}' % FP8
+    (folder.source / "config.json").write_text(text)
+    assert folder.run().code == 0
+    written = (folder.out / "config.json").read_text()
+    assert "u005f" not in written and '"a": 1.0' in written and "fp8" not in written
+    assert list(json.loads(written)) == ["a", "b", "quantization_config"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"model_type": 3, "dtype": [], "torch_dtype": {}},
         {"quantization_config": None},
-        {"quantization_config": "none"},
-        {"a": 'x\\"}{[', "b": {"quantization_config": 1}, "c": ["]", "\\"]},
+        {"quantization_config": {"quant_method": "fp8"}, "b": {"compression_config": None}},
+        {"a": 'x\\"}{[', "b": {"quantization": 1}, "c": ["]", "\\"]},
     ],
     ids=str,
 )
