@@ -80,14 +80,19 @@ static const qf_safetensor *f8_scales(const qf_checkpoint_plan *p, const char *w
     return NULL;
 }
 
-/* Whether a tensor is the scales of an 8-bit float weight, which go with it. */
+/* Whether a tensor is the scales of an 8-bit float weight, which go with it: also that of static
+ * activations, for what stands in its place is not multiplied in 8-bit floats. */
 static bool is_f8_scale(const qf_checkpoint_plan *p, const qf_safetensor *t)
 {
+    static const char *const ends[] = {".weight_scale", ".weight_scale_inv", ".input_scale"};
     char name[4096];
-    const char *end = strstr(t->name, ".weight_scale");
-    if (!end || (strcmp(end, ".weight_scale") != 0 && strcmp(end, ".weight_scale_inv") != 0))
+    const char *dot = strrchr(t->name, '.');
+    bool known = false;
+    for (size_t i = 0; dot && i < sizeof ends / sizeof *ends; i++)
+        known |= strcmp(dot, ends[i]) == 0;
+    if (!known)
         return false;
-    int n = snprintf(name, sizeof name, "%.*s.weight", (int)(end - t->name), t->name);
+    int n = snprintf(name, sizeof name, "%.*s.weight", (int)(dot - t->name), t->name);
     const qf_safetensor *w =
         n > 0 && (size_t)n < sizeof name ? qf_strmap_get(&p->checkpoint->by_name, name) : NULL;
     return w && is_f8(w);

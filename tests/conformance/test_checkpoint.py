@@ -156,6 +156,8 @@ def fp8_model(scale_shape: str) -> tuple[dict[str, torch.Tensor], dict[str, torc
         small = (weight.float() / wide).clamp(-448, 448).to(torch.float8_e4m3fn)
         end = "_scale" if scale_shape == "row" else "_scale_inv"
         tensors[name], tensors[name + end] = small, scale
+        if scale_shape == "one":  # of static activations
+            tensors[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.5)
         values[name] = small.float() * wide
     return tensors, values
 
@@ -174,7 +176,7 @@ def test_fp8(quantfold, tmp_path, scheme, scale_shape):
     written = ck.read(tmp_path / "out")
     for name, value in values.items():
         ck.assert_quantized(written, name, value, scheme, dtype="bf16")
-    assert not any(n.endswith("_scale_inv") for n in written)
+    assert not any(n.endswith(("_scale_inv", ".input_scale")) for n in written)
 
 
 # ---- which tensors
