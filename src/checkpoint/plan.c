@@ -314,10 +314,7 @@ static qf_status take_tensors(qf_checkpoint_plan *p, qf_error *err)
     for (size_t i = 0; status == QF_OK && i < p->checkpoint->tensors.count; i++)
         status = take_tensor(p, &p->checkpoint->tensors.items[i], err);
     if (status == QF_OK && !p->job_count)
-        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->checkpoint->path},
-                            "no weight is chosen: linear weights are two-dimensional float tensors "
-                            "named '<module>.weight'; look at 'quantfold checkpoint --dry-run -v', "
-                            "--include and --exclude");
+        status = qf_refuse_unchosen(p, err);
     return status;
 }
 

@@ -262,6 +262,8 @@ def test_transposed_modules_are_not_taken(quantfold, tmp_path):
     source = ck.write(tmp_path / "in", ck.model(), 1, ck.config() | {"model_type": "gpt2"})
     result = ck.run(quantfold, source, tmp_path / "out", "w8a16", code=1)
     assert "no weight is chosen" in result.err and not (tmp_path / "out").exists()
+    assert "of 16 weight matrices, 14 stay float because" in result.err  # but embedding and head
+    assert "stored [in, out]" in result.err
 
 
 # ---- given scales

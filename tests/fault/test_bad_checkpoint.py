@@ -583,7 +583,9 @@ def test_pattern_that_is_none(folder, option):
 
 def test_nothing_is_chosen(folder):
     folder.file(craft({"a.weight": entry()}))
-    folder.refused("no weight is chosen", extra=["--exclude", "a"])
+    folder.refused("no weight is chosen", "1 stay float", "excluded", extra=["--exclude", "a"])
+    folder.file(craft({"a.bias": entry()}))
+    folder.refused("no weight is chosen", "none of the 1 tensors")
 
 
 def test_no_model(folder):
