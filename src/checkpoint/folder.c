@@ -89,14 +89,14 @@ static qf_status check_inside(const qf_checkpoint *f, const char *path, qf_error
 }
 
 qf_status qf_folder_text(const qf_checkpoint *f, const char *name, char **out, size_t *length,
-                         qf_error *err)
+                         qf_file_id *id, qf_error *err)
 {
     char *path = path_of(f, name);
     if (!path)
         return qf_fail_memory(err);
     qf_status status = check_inside(f, path, err);
     if (status == QF_OK)
-        status = qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, err);
+        status = qf_file_read_text(path, name, TEXT_MOST, out, length, id, err);
     free(path);
     return status;
 }
@@ -346,7 +346,7 @@ static qf_status read_shards(qf_checkpoint *f, qf_error *err)
         status = add_unindexed(f, err);
         return status == QF_OK ? read_tensors(f, err) : status;
     }
-    status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, err);
+    status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, NULL, err);
     if (status != QF_OK)
         return status;
     const char *why;
@@ -400,7 +400,8 @@ qf_status qf_find_entry(const char *folder, const char *end,
 
 static qf_status read_config(qf_checkpoint *f, qf_error *err)
 {
-    qf_status status = qf_folder_text(f, QF_CONFIG_NAME, &f->config, &f->config_length, err);
+    qf_status status =
+        qf_folder_text(f, QF_CONFIG_NAME, &f->config, &f->config_length, &f->config_id, err);
     if (status != QF_OK)
         return status;
     const char *why;
