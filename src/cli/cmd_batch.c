@@ -355,6 +355,8 @@ static void run_checkpoint(batch *b, result *r)
     bool has_error = r->status != QF_OK;
     if (r->status == QF_OK)
         take_places(b, r, qf_checkpoint_plan_output_count(run.plan), checkpoint_file, run.plan);
+    if (r->status == QF_OK && !b->manner.quiet)
+        cli_checkpoint_warn(&run, r->job->name);
     if (r->status == QF_OK && !b->manner.dry_run) {
         r->status = cli_checkpoint_write(&job, &run);
         has_error = r->status != QF_OK;

@@ -188,6 +188,8 @@ static int run(cli_checkpoint *a)
     qf_status status = cli_checkpoint_prepare(a, &r);
     int code = cli_exit_code(status);
     say_error(&r, &code);
+    if (code == EXIT_DONE && cli_ranks_rank() == 0 && !a->manner.quiet)
+        cli_checkpoint_warn(&r, NULL);
     if (code == EXIT_DONE && !a->manner.dry_run) {
         status = cli_checkpoint_write(a, &r);
         if (status != QF_OK)

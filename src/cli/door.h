@@ -66,6 +66,8 @@ typedef struct cli_checkpoint_run {
 } cli_checkpoint_run;
 
 qf_status cli_checkpoint_prepare(const cli_checkpoint *job, cli_checkpoint_run *run);
+/* Says on stderr which files of the target a prepared run replaces; `job`: of a batch, or NULL. */
+void cli_checkpoint_warn(const cli_checkpoint_run *run, const char *job);
 qf_status cli_checkpoint_write(const cli_checkpoint *job, cli_checkpoint_run *run);
 void cli_checkpoint_release(cli_checkpoint_run *run);
 

@@ -339,6 +339,17 @@ def test_what_goes_along(quantfold, tmp_path):
     assert {l.partition(": ")[2] for l in told} == set(left)
 
 
+def test_replacing_is_said(quantfold, tmp_path):
+    """Files of another model in the target are replaced, with a warning."""
+    source, out = ck.write(tmp_path / "in", ck.model()), tmp_path / "out"
+    assert "replaced" not in ck.run(quantfold, source, out, "w8a16").err
+    (out / "model.safetensors").unlink()
+    result = ck.run(quantfold, source, out, "w8a16")
+    assert f"warning: 1 file is there already and will be replaced: {out}/config.json" in result.err
+    assert "warning: 2 files are" in ck.run(quantfold, source, out, "w8a16", "--dry-run").err
+    assert not ck.run(quantfold, source, out, "w8a16", "-q").err
+
+
 def test_target_within_the_source(quantfold, tmp_path):
     """What an earlier run has left there does not go along."""
     source = ck.write(tmp_path / "in", ck.model())
