@@ -62,6 +62,9 @@ extern const char *const cli_on_unsupported[], *const cli_sources[], *const cli_
 bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_t *out);
 /* Writes text with control characters as \xHH. */
 void cli_put_text(FILE *out, const char *text);
+/* A folder as a save path: with a slash at its end and nothing behind that. To be freed; NULL when
+ * memory is exhausted. */
+char *cli_folder_path(const char *folder);
 /* 1234567 -> "1.2 MB". */
 const char *cli_bytes(uint64_t bytes, char buffer[32]);
 /* A size in bytes, with K, M, G or T for powers of 1024; false after a message. */

@@ -230,8 +230,11 @@ static int run(cli_export *a)
             qf_diagnostic d = qf_diagnostics_at(r.list, known);
             cli_print_finding(&d);
         }
-        code =
-            cli_ranks_finish(status, a->options.save_path, a->options.no_sync, r.report, &totals);
+        qf_error err = {0};
+        code = cli_ranks_finish(status, a->options.save_path, a->options.no_sync, r.report, &totals,
+                                &err);
+        if (*err.message)
+            qf_diagnostics_add_error(r.list, &err);
         written = code == EXIT_DONE ? &totals : NULL;
     }
     if (cli_ranks_size() > 1)

@@ -588,6 +588,21 @@ def test_nothing_is_chosen(folder):
     folder.refused("no weight is chosen", "none of the 1 tensors")
 
 
+def test_commit_as_json(folder):
+    """`ok` and `error`, as other commands have them; not two targets at once."""
+    commit = lambda *words: folder.quantfold("commit", "--json", *words)
+    result = commit("--out", folder.out)
+    told = json.loads(result.out)
+    assert result.code == WRONG_INPUT and told["ok"] is False and told["error"] in result.err
+    both = commit("--out", folder.out, "--save-path", folder.out / "m")
+    assert both.code == WRONG_USAGE and "only one of them" in both.err and not both.out
+    folder.file(craft({"a.weight": entry()}))
+    assert folder.run("--shard", "0/1").code == 0
+    result = commit("--out", folder.out)
+    assert result.code == 0 and json.loads(result.out)["ok"] is True
+    assert (folder.out / "model.safetensors").exists()
+
+
 def test_no_model(folder):
     shutil.rmtree(folder.source)
     folder.refused("cannot find", folder.source)
