@@ -106,8 +106,12 @@ static void print_summary(const cli_checkpoint *a, const qf_checkpoint_plan *pla
     printf("%s %zu of %zu weight matrices (%s)\n", totals ? "quantized" : "would quantize",
            n.quantized, n.quantized + n.left, a->options.scheme);
     print_tensors(a, plan);
-    printf("%s\n", totals ? "wrote" : "would write");
-    print_files(plan);
+    if (totals && a->options.shard_count) {
+        printf("staged this shard's part of %zu files\n", qf_checkpoint_plan_output_count(plan));
+    } else {
+        printf("%s\n", totals ? "wrote" : "would write");
+        print_files(plan);
+    }
     if (totals)
         cli_print_totals(*totals, a->options.shard, a->options.shard_count, "--out",
                          a->options.out);

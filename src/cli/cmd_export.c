@@ -132,8 +132,12 @@ static void print_summary(const cli_export *a, const qf_plan *plan, const qf_rep
         print_layers(plan);
     else
         print_skipped(plan);
-    printf("%s\n", totals ? "wrote" : "would write");
-    print_outputs(plan);
+    if (totals && a->options.shard_count) {
+        printf("staged this shard's part of %zu files\n", qf_plan_output_count(plan));
+    } else {
+        printf("%s\n", totals ? "wrote" : "would write");
+        print_outputs(plan);
+    }
     if (qf_plan_bytes_saved(plan))
         printf("saved %s by writing equal tensors once\n",
                cli_bytes(qf_plan_bytes_saved(plan), saved));

@@ -597,7 +597,9 @@ def test_commit_as_json(folder):
     both = commit("--out", folder.out, "--save-path", folder.out / "m")
     assert both.code == WRONG_USAGE and "only one of them" in both.err and not both.out
     folder.file(craft({"a.weight": entry()}))
-    assert folder.run("--shard", "0/1").code == 0
+    result = folder.run("--shard", "0/1")
+    assert result.code == 0 and "staged this shard's part of 2 files" in result.out
+    assert "wrote" not in result.out and not (folder.out / "model.safetensors").exists()
     result = commit("--out", folder.out)
     assert result.code == 0 and json.loads(result.out)["ok"] is True
     assert (folder.out / "model.safetensors").exists()
