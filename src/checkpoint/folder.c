@@ -184,16 +184,17 @@ static qf_status pass_over(qf_checkpoint *f, const char *name, qf_error *err)
     return QF_OK;
 }
 
-/* Takes along what is neither weights nor written anew, nor the manifest of what was there. */
+/* Takes along what is neither weights nor written anew, nor the manifest of what was there. Links
+ * to folders stay behind: they may lead out of the folder, or back into it. */
 static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_error *err)
 {
     const char **names;
     size_t count;
     qf_status status = list_folder(f, sub, &names, &count, err);
     for (size_t i = 0; status == QF_OK && i < count; i++) {
-        struct stat st;
+        struct stat st, link;
         char *path = path_of(f, names[i]);
-        bool there = path && stat(path, &st) == 0;
+        bool there = path && lstat(path, &link) == 0 && stat(path, &st) == 0;
         if (!path)
             status = qf_fail_memory(err);
         else if (!there && !qf_is_absent(errno))
@@ -208,7 +209,7 @@ static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_err
             shard |= strcmp(f->infos[k].name, names[i]) == 0;
         if (shard)
             continue;
-        if (S_ISDIR(st.st_mode) && depth < DEPTH_MOST)
+        if (S_ISDIR(st.st_mode) && !S_ISLNK(link.st_mode) && depth < DEPTH_MOST)
             status = add_others(f, names[i], depth + 1, err);
         else if (plain && !is_other_weight(names[i]))
             status = add_file(f, names[i], false, err);
