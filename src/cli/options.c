@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/options.h"
 
+#include <ctype.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "cli/cli.h"
 
@@ -43,16 +45,17 @@ static bool parse_number(const char *text, uint64_t most, uint64_t *out, char wh
     return true;
 }
 
+/* Units are powers of 1024 however they are written: 5G, 5g, 5GB, 5GiB. */
 static bool parse_size(const char *text, uint64_t *out, char why[CLI_WHY])
 {
     static const char units[] = "KMGT";
-    size_t n = strlen(text);
-    const char *unit = n ? strchr(units, text[n - 1]) : NULL;
-    size_t count = unit ? n - 1 : n;
+    size_t count = strspn(text, "0123456789");
+    const char *unit = text[count] ? strchr(units, toupper((unsigned char)text[count])) : NULL;
+    const char *behind = text + count + (unit != NULL);
     unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
-    uint64_t v = 0;
-    if (digits(text, n) || (unit && strspn(text, "0123456789") == count))
-        v = count <= 18 ? strtoull(text, NULL, 10) : 0;
+    bool known =
+        !*behind || (unit && (strcasecmp(behind, "b") == 0 || strcasecmp(behind, "ib") == 0));
+    uint64_t v = known && count && count <= 18 ? strtoull(text, NULL, 10) : 0;
     if (!v || v > UINT64_MAX >> shift) {
         snprintf(why, CLI_WHY, "takes a size in bytes, or with K, M, G or T behind it, not '%s'",
                  text);
