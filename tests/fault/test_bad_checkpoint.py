@@ -13,6 +13,7 @@ import random
 import resource
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import checkpoints as ck
@@ -676,6 +677,31 @@ def test_full_target(folder, size):
         folder.out.mkdir()
         (folder.out / "config.json").write_text("an earlier one")
         folder.refused("full", expect=SYSTEM_FAILED)
+
+
+def without_rights(folder: Folder, *words) -> subprocess.CompletedProcess:
+    """As somebody for whom modes count, which they do not for root."""
+    command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 else []
+    command += [folder.quantfold.binary, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_reading_an_output(folder):
+    """Without its slash, without its manifest, and without the right to look."""
+    folder.file(craft({"a.weight": entry()}))
+    assert folder.run("--stats").code == 0
+    for place in (folder.out, f"{folder.out}/"):
+        assert folder.quantfold("verify", place).code == 0
+        assert folder.quantfold("report", place, "--json").code == 0
+    folder.out.chmod(0)
+    for command in ("report", "verify"):
+        result = without_rights(folder, command, folder.out)
+        assert result.returncode == SYSTEM_FAILED and "Permission denied" in result.stderr
+    folder.out.chmod(0o700)
+    (folder.out / "quantfold.manifest.json").unlink()
+    result = folder.quantfold("report", folder.out)
+    wanted = f"{folder.out}/quantfold.manifest.json: there is no manifest"
+    assert result.code == WRONG_INPUT and wanted in result.err
 
 
 def test_target_without_inodes(folder):
