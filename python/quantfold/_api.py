@@ -383,12 +383,17 @@ def export(
         return ExportReport(**described, **_values(totals))
 
 
-def commit(save_path: PathLike, *, fsync: bool = True) -> CommitReport:
-    """Puts in place what exports with `shard` have written, once all parts are done. `save_path` is
-    theirs; for parts of a checkpoint it is the folder, with a slash at its end."""
+def commit(
+    save_path: PathLike | None = None, *, out: PathLike | None = None, fsync: bool = True
+) -> CommitReport:
+    """Puts in place what exports with `shard` have written, once all parts are done: `save_path` as
+    they had it, or, for parts of a checkpoint, its folder as `out`."""
+    if (save_path is None) == (out is None):
+        raise TypeError("commit takes either save_path or out, the folder of a checkpoint")
+    path = _path(save_path) if out is None else _path(out) + b"/"
     with ExitStack() as stack:
         findings = _Findings(stack)
-        report = findings.open(stack, "qf_commit", "qf_report_free", _path(save_path), not fsync)
+        report = findings.open(stack, "qf_commit", "qf_report_free", path, not fsync)
         totals = findings.lib.qf_report_get(report)
         return CommitReport(totals.bytes_written, totals.seconds)
 

@@ -108,7 +108,7 @@ def checkpoint(
     `scheme`: "w8a16", "w8a8", "w4a16", "w4a16:group=128", ... `scales`: a record or a safetensors
     file with the scales to take; without it they are found. The other options are those of
     `quantfold checkpoint`, and `shard`, `progress` and what is raised are as in `export`; parts are
-    put in place by `commit` with the folder and a slash behind it.
+    put in place by `commit(out=out_dir)`.
     """
     fields = {
         "out": _path(out_dir),

@@ -12,13 +12,44 @@ static const char member[] = "quantization_config";
 
 /* ---- what the source says ---- */
 
-static qf_status refuse_quantized(const qf_checkpoint *c, const char *method, qf_error *err)
+/* `part`: the member of the root that says so; empty for the root itself. */
+static qf_status refuse_quantized(const qf_checkpoint *c, const char *part, const char *name,
+                                  const char *method, qf_error *err)
 {
-    return qf_fail_at(
-        err, QF_ERR_INPUT, (qf_where){.file = c->path, .item = QF_CONFIG_NAME},
-        "the checkpoint is quantized already (quant_method '%s'); give the one that it "
-        "was made from. Of quantized ones, only 8-bit floats (fp8) are read",
-        method);
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = c->path, .item = QF_CONFIG_NAME},
+                      "the checkpoint is quantized already (quant_method '%s' in %s%s%s); give the "
+                      "one that it was made from. Of quantized ones, only 8-bit floats (fp8) are "
+                      "read, where one %s for the whole model says so",
+                      method, part, *part ? "." : "", name, member);
+}
+
+/* The method that a value of quantization_config names; NULL if none. */
+static const char *method_of(const cJSON *value)
+{
+    const char *name = cJSON_GetStringValue(value);
+    return name ? name
+                : cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(value, "quant_method"));
+}
+
+/* Whatever says at any depth that weights are quantized, as the parts of composed models do, but
+ * for fp8 of the whole. A second member of the name is another loader's first. */
+static qf_status refuse_methods(const qf_checkpoint *c, const cJSON *object, const char *part,
+                                qf_error *err)
+{
+    qf_status status = QF_OK;
+    size_t read = 0;
+    for (const cJSON *i = object->child; status == QF_OK && i; i = i->next) {
+        bool ours = strcmp(i->string, member) == 0;
+        const char *method = method_of(i);
+        bool fp8 = cJSON_IsObject(i) && method && strcmp(method, "fp8") == 0;
+        if (cJSON_IsNull(i) || (ours && fp8 && !*part && !read++))
+            continue;
+        if (ours || strcmp(i->string, "compression_config") == 0)
+            status = refuse_quantized(c, part, i->string, method ? method : "not given", err);
+        else if (cJSON_IsObject(i))
+            status = refuse_methods(c, i, *part ? part : i->string, err);
+    }
+    return status;
 }
 
 static int32_t float_type(const cJSON *config)
@@ -39,14 +70,12 @@ qf_status qf_checkpoint_source_blocks(const qf_checkpoint *c, uint64_t *rows, ui
     bool exhausted = false;
     cJSON *config = qf_json_parse(c->config, c->config_length, NULL, false, &exhausted);
     const cJSON *old = cJSON_GetObjectItemCaseSensitive(config, member);
-    const char *method =
-        cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(old, "quant_method"));
     const cJSON *block = cJSON_GetObjectItemCaseSensitive(old, "weight_block_size");
     qf_status status = exhausted ? qf_fail_memory(err) : QF_OK;
     *rows = *cols = 0;
     *type = float_type(config);
-    if (cJSON_IsObject(old) && (!method || strcmp(method, "fp8") != 0))
-        status = refuse_quantized(c, method ? method : "not given", err);
+    if (status == QF_OK)
+        status = refuse_methods(c, config, "", err);
     if (cJSON_GetArraySize(block) == 2 &&
         (!qf_json_integer(block->child, rows) || !qf_json_integer(block->child->next, cols)))
         *rows = *cols = 0;
@@ -73,8 +102,9 @@ static bool add_arguments(cJSON *group, const char *name, int bits, const char *
     return ok && cJSON_AddObjectToObject(a, "observer_kwargs");
 }
 
-/* Modules that a loader would take for quantized ones. lm_head is there even where its weight is
- * not, being the embedding's. */
+/* Modules that a loader might take for quantized ones: every one whose matrix stays float, since a
+ * linear module may be named like an embedding (ELECTRA's embeddings_project). lm_head is there
+ * even where its weight is not, being the embedding's. */
 static bool add_ignored(cJSON *config, const qf_checkpoint_plan *p)
 {
     cJSON *list = cJSON_AddArrayToObject(config, "ignore");
@@ -84,7 +114,7 @@ static bool add_ignored(cJSON *config, const qf_checkpoint_plan *p)
         size_t n = strlen(t->name);
         bool is_head = strcmp(t->name, "lm_head.weight") == 0;
         head |= is_head;
-        if (!t->reason || t->bits || qf_is_never_linear(t->name))
+        if (!t->reason || t->bits)
             continue;
         char *module = strndup(t->name, n - strlen(".weight"));
         cJSON *item = module ? cJSON_CreateObject() : NULL;
@@ -150,9 +180,10 @@ static const char *value_end(const char *p)
     return p;
 }
 
-/* The members of the root object of `config`, a sound JSON text, without the one that is replaced.
- * As text, so that numbers stay written as they are: loaders tell 10000.0 from 10000. */
-static char *other_members(const char *config)
+/* The members of the root object of `config`, a sound JSON text that `root` is read from, without
+ * the one that is replaced, however its name is written. As text, so that numbers stay written as
+ * they are: loaders tell 10000.0 from 10000. */
+static char *other_members(const char *config, const cJSON *root)
 {
     char *out = malloc(strlen(config) + 1), *to = out;
     const char *p = strchr(config, '{');
@@ -160,10 +191,10 @@ static char *other_members(const char *config)
         *out = '\0';
     if (!out || !p)
         return out;
-    for (p++; *p && *p != '}';) {
-        const char *end = value_end(p), *name = p + strspn(p, " \t\r\n");
-        bool replaced = strncmp(name, "\"quantization_config\"", sizeof member + 1) == 0;
-        if (*name != '}' && !replaced) {
+    p++;
+    for (const cJSON *item = root->child; item; item = item->next) {
+        const char *end = value_end(p);
+        if (strcmp(item->string, member) != 0) {
             if (to > out)
                 *to++ = ',';
             memcpy(to, p, (size_t)(end - p));
@@ -179,13 +210,17 @@ static char *other_members(const char *config)
 
 qf_status qf_checkpoint_config(qf_checkpoint_plan *p, const char **out, qf_error *err)
 {
+    bool exhausted = false;
+    const qf_checkpoint *c = p->checkpoint;
     cJSON *config = quantization(p);
+    cJSON *root = qf_json_parse(c->config, c->config_length, NULL, false, &exhausted);
     char *text = config ? cJSON_Print(config) : NULL;
-    char *others = other_members(p->checkpoint->config);
+    char *others = root ? other_members(c->config, root) : NULL;
     *out = text && others ? qf_arena_printf(&p->arena, "{%s%s\n  \"%s\": %s\n}\n", others,
                                             *others ? "," : "", member, text)
                           : NULL;
     cJSON_Delete(config);
+    cJSON_Delete(root);
     free(text);
     free(others);
     return *out ? QF_OK : qf_fail_memory(err);

@@ -89,14 +89,14 @@ static qf_status check_inside(const qf_checkpoint *f, const char *path, qf_error
 }
 
 qf_status qf_folder_text(const qf_checkpoint *f, const char *name, char **out, size_t *length,
-                         qf_error *err)
+                         qf_file_id *id, qf_error *err)
 {
     char *path = path_of(f, name);
     if (!path)
         return qf_fail_memory(err);
     qf_status status = check_inside(f, path, err);
     if (status == QF_OK)
-        status = qf_file_read_text(path, name, TEXT_MOST, out, length, NULL, err);
+        status = qf_file_read_text(path, name, TEXT_MOST, out, length, id, err);
     free(path);
     return status;
 }
@@ -184,16 +184,17 @@ static qf_status pass_over(qf_checkpoint *f, const char *name, qf_error *err)
     return QF_OK;
 }
 
-/* Takes along what is neither weights nor written anew, nor the manifest of what was there. */
+/* Takes along what is neither weights nor written anew, nor the manifest of what was there. Links
+ * to folders stay behind: they may lead out of the folder, or back into it. */
 static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_error *err)
 {
     const char **names;
     size_t count;
     qf_status status = list_folder(f, sub, &names, &count, err);
     for (size_t i = 0; status == QF_OK && i < count; i++) {
-        struct stat st;
+        struct stat st, link;
         char *path = path_of(f, names[i]);
-        bool there = path && stat(path, &st) == 0;
+        bool there = path && lstat(path, &link) == 0 && stat(path, &st) == 0;
         if (!path)
             status = qf_fail_memory(err);
         else if (!there && !qf_is_absent(errno))
@@ -208,7 +209,7 @@ static qf_status add_others(qf_checkpoint *f, const char *sub, int depth, qf_err
             shard |= strcmp(f->infos[k].name, names[i]) == 0;
         if (shard)
             continue;
-        if (S_ISDIR(st.st_mode) && depth < DEPTH_MOST)
+        if (S_ISDIR(st.st_mode) && !S_ISLNK(link.st_mode) && depth < DEPTH_MOST)
             status = add_others(f, names[i], depth + 1, err);
         else if (plain && !is_other_weight(names[i]))
             status = add_file(f, names[i], false, err);
@@ -346,7 +347,7 @@ static qf_status read_shards(qf_checkpoint *f, qf_error *err)
         status = add_unindexed(f, err);
         return status == QF_OK ? read_tensors(f, err) : status;
     }
-    status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, err);
+    status = qf_folder_text(f, QF_INDEX_NAME, &text, &length, NULL, err);
     if (status != QF_OK)
         return status;
     const char *why;
@@ -400,7 +401,8 @@ qf_status qf_find_entry(const char *folder, const char *end,
 
 static qf_status read_config(qf_checkpoint *f, qf_error *err)
 {
-    qf_status status = qf_folder_text(f, QF_CONFIG_NAME, &f->config, &f->config_length, err);
+    qf_status status =
+        qf_folder_text(f, QF_CONFIG_NAME, &f->config, &f->config_length, &f->config_id, err);
     if (status != QF_OK)
         return status;
     const char *why;

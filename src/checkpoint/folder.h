@@ -30,11 +30,13 @@ struct qf_checkpoint {
     bool indexed; /* it has an index */
     char *config; /* text of config.json */
     size_t config_length;
+    qf_file_id config_id;
 };
 
-/* Reads a text file of the folder by its plain name. *out is to be freed by qf_spill_free. */
+/* Reads a text file of the folder by its plain name. *out is to be freed by qf_spill_free;
+ * `id` may be NULL. */
 qf_status qf_folder_text(const qf_checkpoint *folder, const char *name, char **out, size_t *length,
-                         qf_error *err);
+                         qf_file_id *id, qf_error *err);
 
 /* The name of a file in `folder` that ends in `end` and is none of those that `known` knows; NULL
  * if there is none, or no folder. It is the arena's. */

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/plan.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/half.h"
 #include "base/spill.h"
 #include "exec/source.h"
-#include "exec/stage.h"
 
 void qf_checkpoint_options_init_sized(qf_checkpoint_options *options, size_t size)
 {
@@ -80,14 +77,19 @@ static const qf_safetensor *f8_scales(const qf_checkpoint_plan *p, const char *w
     return NULL;
 }
 
-/* Whether a tensor is the scales of an 8-bit float weight, which go with it. */
+/* Whether a tensor is the scales of an 8-bit float weight, which go with it: also that of static
+ * activations, for what stands in its place is not multiplied in 8-bit floats. */
 static bool is_f8_scale(const qf_checkpoint_plan *p, const qf_safetensor *t)
 {
+    static const char *const ends[] = {".weight_scale", ".weight_scale_inv", ".input_scale"};
     char name[4096];
-    const char *end = strstr(t->name, ".weight_scale");
-    if (!end || (strcmp(end, ".weight_scale") != 0 && strcmp(end, ".weight_scale_inv") != 0))
+    const char *dot = strrchr(t->name, '.');
+    bool known = false;
+    for (size_t i = 0; dot && i < sizeof ends / sizeof *ends; i++)
+        known |= strcmp(dot, ends[i]) == 0;
+    if (!known)
         return false;
-    int n = snprintf(name, sizeof name, "%.*s.weight", (int)(end - t->name), t->name);
+    int n = snprintf(name, sizeof name, "%.*s.weight", (int)(dot - t->name), t->name);
     const qf_safetensor *w =
         n > 0 && (size_t)n < sizeof name ? qf_strmap_get(&p->checkpoint->by_name, name) : NULL;
     return w && is_f8(w);
@@ -295,7 +297,8 @@ static qf_status take_tensor(qf_checkpoint_plan *p, const qf_safetensor *t, qf_e
         status = qf_fail_at(err, QF_ERR_INPUT,
                             (qf_where){.file = p->checkpoint->files[t->file].path, .item = t->name},
                             "the tensor is of 8-bit floats and is not quantized (%s); the "
-                            "convention has no form for both in one checkpoint, include it",
+                            "convention has no form for both in one checkpoint: choose it with "
+                            "--include, or give a checkpoint that has it in 16 bits",
                             reason ? reason : "it is no weight matrix");
     if (status == QF_OK)
         status = chosen ? quantize_tensor(p, t, err) : copy_tensor(p, t, err);
@@ -308,10 +311,7 @@ static qf_status take_tensors(qf_checkpoint_plan *p, qf_error *err)
     for (size_t i = 0; status == QF_OK && i < p->checkpoint->tensors.count; i++)
         status = take_tensor(p, &p->checkpoint->tensors.items[i], err);
     if (status == QF_OK && !p->job_count)
-        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->checkpoint->path},
-                            "no weight is chosen: linear weights are two-dimensional float tensors "
-                            "named '<module>.weight'; look at 'quantfold checkpoint --dry-run -v', "
-                            "--include and --exclude");
+        status = qf_refuse_unchosen(p, err);
     return status;
 }
 
@@ -332,75 +332,6 @@ static qf_status check_names(const qf_checkpoint_plan *p, qf_error *err)
     }
     qf_strmap_release(&seen);
     return status;
-}
-
-/* ---- the target ---- */
-
-static bool is_output(const qf_checkpoint_plan *p, const char *name)
-{
-    for (size_t i = 0; i < p->layout.file_count; i++) {
-        if (strcmp(p->layout.files[i].name, name) == 0)
-            return true;
-    }
-    return false;
-}
-
-static qf_status check_target(qf_checkpoint_plan *p, qf_error *err)
-{
-    struct stat source, target;
-    uint64_t bytes = 0;
-    bool there = stat(p->folder, &target) == 0;
-    if (!there && !qf_is_absent(errno))
-        return qf_fail_errno(err, p->folder, errno, "cannot examine the target folder");
-    if (stat(p->checkpoint->path, &source) != 0)
-        return qf_fail_errno(err, p->checkpoint->path, errno, "cannot examine the model's folder");
-    if (there && source.st_dev == target.st_dev && source.st_ino == target.st_ino)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
-                          "the target is the checkpoint's own folder; choose another");
-    const char *stale;
-    qf_status status =
-        qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
-    if (status != QF_OK)
-        return status;
-    if (!stale)
-        status = qf_find_entry(p->folder, ".safetensors.index.json", is_output, p, &p->arena,
-                               &stale, err);
-    if (status != QF_OK)
-        return status;
-    if (stale)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder, .item = stale},
-                          "the target folder has weights, or an index of weights, that this run "
-                          "would not replace and loaders may read; choose an empty folder");
-    for (size_t i = 0; i < p->layout.file_count; i++)
-        bytes += p->layout.files[i].size;
-    bool fresh = !p->options.resume && !p->options.shard_count;
-    uint64_t available = fresh ? qf_free_space(p->folder) : UINT64_MAX;
-    if (bytes > available)
-        return qf_fail_at(err, QF_ERR_SYSTEM, (qf_where){.file = p->folder},
-                          "not enough space: the output needs %llu bytes, %llu are free",
-                          (unsigned long long)bytes, (unsigned long long)available);
-    return QF_OK;
-}
-
-static qf_status list_outputs(qf_checkpoint_plan *p, qf_error *err)
-{
-    p->outputs = qf_arena_array(&p->arena, p->layout.file_count + 1, sizeof *p->outputs);
-    if (!p->outputs)
-        return qf_fail_memory(err);
-    for (size_t i = 0; i < p->layout.file_count; i++) {
-        struct stat st;
-        const char *path = qf_arena_printf(&p->arena, "%s/%s", p->folder, p->layout.files[i].name);
-        if (!path)
-            return qf_fail_memory(err);
-        bool exists = !p->options.ignore_target && stat(path, &st) == 0;
-        if (!exists && !p->options.ignore_target && !qf_is_absent(errno))
-            return qf_fail_errno(err, path, errno, "cannot examine the output's place");
-        if (exists && !S_ISREG(st.st_mode))
-            return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
-                              "there is something of this name that is no file; remove it");
-        p->outputs[i] = (qf_output_file){path, p->layout.files[i].size, exists};
-    }
-    return QF_OK;
 }
 
 /* ---- the whole ---- */
@@ -451,9 +382,9 @@ static qf_status make_plan(qf_checkpoint_plan *p, qf_error *err)
     if (status == QF_OK)
         status = qf_checkpoint_layout(p, err);
     if (status == QF_OK && !o->ignore_target)
-        status = check_target(p, err);
+        status = qf_checkpoint_check_target(p, err);
     if (status == QF_OK)
-        status = list_outputs(p, err);
+        status = qf_checkpoint_list_outputs(p, err);
     return status;
 }
 

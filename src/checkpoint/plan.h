@@ -53,6 +53,13 @@ qf_status qf_checkpoint_index(qf_checkpoint_plan *plan, const char **out, qf_err
 qf_status qf_checkpoint_source_blocks(const qf_checkpoint *checkpoint, uint64_t *rows,
                                       uint64_t *cols, int32_t *float_type, qf_error *err);
 
+/* choice.c: the error that no weight is chosen, and why. */
+qf_status qf_refuse_unchosen(const qf_checkpoint_plan *plan, qf_error *err);
+
+/* target.c: whether the output can go to the target, and its list of files. */
+qf_status qf_checkpoint_check_target(qf_checkpoint_plan *plan, qf_error *err);
+qf_status qf_checkpoint_list_outputs(qf_checkpoint_plan *plan, qf_error *err);
+
 /* shards.c: distributes plan->tensors over shards and fills the layout. */
 qf_status qf_checkpoint_layout(qf_checkpoint_plan *plan, qf_error *err);
 

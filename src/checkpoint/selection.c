@@ -54,14 +54,21 @@ static bool part_is(const char *part, size_t n, const char *word)
     return strlen(word) == n && strncmp(part, word, n) == 0;
 }
 
-bool qf_is_never_linear(const char *tensor)
+/* T5, BART, Marian and Pegasus call their embedding `shared`; T5's biases of positions are one too.
+ * GPT-2's are wte and wpe. */
+static bool is_never_linear(const char *tensor)
 {
+    static const char *const words[] = {"wte", "wpe", "shared", "relative_attention_bias"};
     const char *part;
     size_t n = last_part(tensor, &part);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (part_is(part, n, words[i]))
+            return true;
+    }
     char word[256];
     snprintf(word, sizeof word, "%.*s", (int)n, part);
     return strstr(word, "embed") || strstr(word, "Embed") || strstr(word, "norm") ||
-           strstr(word, "Norm") || part_is(part, n, "wte") || part_is(part, n, "wpe");
+           strstr(word, "Norm");
 }
 
 static bool is_router(const char *tensor)
@@ -86,8 +93,6 @@ static const char *judge_default(const qf_selection *s, const qf_safetensor *t)
     enum { LEAST = 32 };
     const char *part;
     size_t n = last_part(t->name, &part);
-    if (qf_is_never_linear(t->name))
-        return "it is an embedding or a norm";
     if (part_is(part, n, "lm_head"))
         return "lm_head stays float unless --include names it";
     if (is_router(t->name))
@@ -108,7 +113,10 @@ const char *qf_selection_judge(qf_selection *s, const qf_safetensor *t)
         return NULL;
     if (qf_pattern_matches(&s->exclude, t->name))
         return "excluded";
-    if (s->include.on)
-        return qf_pattern_matches(&s->include, t->name) ? "" : "not included";
-    return judge_default(s, t);
+    if (s->include.on && !qf_pattern_matches(&s->include, t->name))
+        return "not included";
+    if (is_never_linear(t->name)) /* loaders have no form for it, whoever asks */
+        return s->include.on ? "it is an embedding or a norm, which --include cannot choose"
+                             : "it is an embedding or a norm";
+    return s->include.on ? "" : judge_default(s, t);
 }

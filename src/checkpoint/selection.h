@@ -17,8 +17,5 @@ void qf_selection_close(qf_selection *selection);
 /* Whether a tensor is quantized: "" if it is, else why not; NULL if it is no weight matrix at all.
  */
 const char *qf_selection_judge(qf_selection *selection, const qf_safetensor *tensor);
-/* Whether the name is that of a module that no scheme targets, as embeddings and norms are, so that
- * nobody must be told that it stays float. */
-bool qf_is_never_linear(const char *tensor);
 
 #endif

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli/door.h"
+#include "cli/ranks.h"
 
 /* of --scales; anything else is a file */
 static const char *const scales[] = {"minmax", "record", NULL};
@@ -95,6 +96,29 @@ qf_status cli_checkpoint_prepare(const cli_checkpoint *job, cli_checkpoint_run *
         status = QF_ERR_CANCELLED;
     }
     return status;
+}
+
+void cli_checkpoint_warn(const cli_checkpoint_run *run, const char *job)
+{
+    enum { SHOWN = 3 };
+    size_t there = 0, count = qf_checkpoint_plan_output_count(run->plan);
+    for (size_t i = 0; i < count; i++)
+        there += qf_checkpoint_plan_output(run->plan, i).exists;
+    if (!there)
+        return;
+    fprintf(stderr, "quantfold: %s%s", cli_ranks_prefix(), job ? "" : "warning: ");
+    cli_put_text(stderr, job ? job : "");
+    fprintf(stderr, "%s%zu file%s there already and will be replaced: ", job ? ": warning: " : "",
+            there, there == 1 ? " is" : "s are");
+    size_t shown = 0;
+    for (size_t i = 0; i < count && shown < SHOWN; i++) {
+        qf_output_file f = qf_checkpoint_plan_output(run->plan, i);
+        if (!f.exists)
+            continue;
+        fputs(shown++ ? ", " : "", stderr);
+        cli_put_text(stderr, f.path);
+    }
+    fputs(there > SHOWN ? ", ...\n" : "\n", stderr);
 }
 
 qf_status cli_checkpoint_write(const cli_checkpoint *job, cli_checkpoint_run *run)

@@ -54,18 +54,15 @@ void cli_print_diagnostics(const qf_diagnostics *list, bool quiet);
 /* "prefix: message" with a hint at --help; returns EXIT_USAGE. */
 int cli_usage_error(const char *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* Index of the word in a NULL-terminated list, or -1 after a message about --`option`. */
-int cli_choose(const char *option, const char *word, const char *const *words);
 /* The words of --on-unsupported, --from and --free-qdq, in the order of the enums. */
 extern const char *const cli_on_unsupported[], *const cli_sources[], *const cli_free_qdqs[];
-/* A whole number up to `max`; false after a message about --`option`. */
-bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_t *out);
 /* Writes text with control characters as \xHH. */
 void cli_put_text(FILE *out, const char *text);
+/* A folder as a save path: with a slash at its end and nothing behind that. To be freed; NULL when
+ * memory is exhausted. */
+char *cli_folder_path(const char *folder);
 /* 1234567 -> "1.2 MB". */
 const char *cli_bytes(uint64_t bytes, char buffer[32]);
-/* A size in bytes, with K, M, G or T for powers of 1024; false after a message. */
-bool cli_read_size(const char *option, const char *text, uint64_t *out);
 /* The words of --progress, --external and --io, in the order of the enums. */
 extern const char *const cli_whens[], *const cli_externals[], *const cli_ios[];
 /* How a run went, and what is to be done when it was a shard: `option` and `target` of commit. */
@@ -108,6 +105,8 @@ typedef struct cli_progress {
     size_t number, count;
 } cli_progress;
 
+/* Of a clock that only goes on. */
+double cli_seconds(void);
 /* AUTO: a bar on a terminal, else a line now and then. ALWAYS: lines come faster. */
 void cli_progress_init(cli_progress *progress, cli_when when);
 /* A qf_progress_fn; `user` is a cli_progress. Stops the run after SIGINT or SIGTERM. */

@@ -3,7 +3,6 @@
 #include <regex.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/strmap.h"
 #include "cli/jobs.h"
@@ -71,13 +70,6 @@ static const cli_option table[] = {
     {.name = "verbose", .letter = 'v', .kind = CLI_FLAG, .at = offsetof(batch, manner.verbose)},
     {.name = "quiet", .letter = 'q', .kind = CLI_FLAG, .at = offsetof(batch, manner.quiet)},
     {0}};
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* ---- choosing ---- */
 
@@ -355,6 +347,8 @@ static void run_checkpoint(batch *b, result *r)
     bool has_error = r->status != QF_OK;
     if (r->status == QF_OK)
         take_places(b, r, qf_checkpoint_plan_output_count(run.plan), checkpoint_file, run.plan);
+    if (r->status == QF_OK && !b->manner.quiet)
+        cli_checkpoint_warn(&run, r->job->name);
     if (r->status == QF_OK && !b->manner.dry_run) {
         r->status = cli_checkpoint_write(&job, &run);
         has_error = r->status != QF_OK;
@@ -374,7 +368,7 @@ static void run_checkpoint(batch *b, result *r)
 static outcome run_job(batch *b, size_t index)
 {
     result r = {.job = b->chosen[index], .files = cJSON_CreateArray()};
-    double start = now();
+    double start = cli_seconds();
     size_t known = b->place_count;
     cli_progress_init(&b->progress, b->manner.quiet ? CLI_NEVER : b->manner.progress);
     b->progress.job = r.job->name; /* NOLINT(clang-analyzer-core.NullDereference): chosen */
@@ -384,7 +378,7 @@ static outcome run_job(batch *b, size_t index)
         run_checkpoint(b, &r);
     else
         run_export(b, &r);
-    r.seconds = now() - start;
+    r.seconds = cli_seconds() - start;
     if (r.status != QF_OK)
         leave_places(b, &r, known);
     int code = cli_exit_code(r.status);
@@ -432,7 +426,7 @@ static int print_summary(const batch *b, double seconds)
 
 static int run_all(batch *b)
 {
-    double start = now();
+    double start = cli_seconds();
     size_t i = 0;
     cli_catch_signals();
     b->results = cJSON_CreateArray();
@@ -451,7 +445,7 @@ static int run_all(batch *b)
         if (b->manner.json)
             cJSON_AddItemToArray(b->results, new_result(b->chosen[i], "not run"));
     }
-    double seconds = now() - start;
+    double seconds = cli_seconds() - start;
     int printed = b->manner.json ? print_document(b, seconds) : print_summary(b, seconds);
     return b->code ? b->code : printed;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdlib.h>
 
 #include "cli/cli.h"
+#include "cli/options.h"
 
 static const char help[] =
     "usage: quantfold check --model M.onnx [--record R.txt] [--config C.json]\n"
@@ -13,6 +13,31 @@ static const char help[] =
     "that is wrong at once. Writes nothing and does not read the weights themselves: values\n"
     "that are not finite show only in an export. Exit code 0: nothing is wrong; 1: something\n"
     "is.\n";
+
+typedef struct arguments {
+    cli_inputs inputs;
+    qf_export_options planned;
+    bool json, quiet;
+} arguments;
+
+static const cli_option table[] = {
+    {.name = "model", .kind = CLI_PATH, .at = offsetof(arguments, inputs.model)},
+    {.name = "config", .kind = CLI_PATH, .at = offsetof(arguments, inputs.config)},
+    {.name = "record", .kind = CLI_PATH, .at = offsetof(arguments, inputs.record)},
+    {.name = "from",
+     .kind = CLI_WORD,
+     .at = offsetof(arguments, planned.source),
+     .words = cli_sources},
+    {.name = "on-unsupported",
+     .kind = CLI_WORD,
+     .at = offsetof(arguments, planned.on_unsupported),
+     .words = cli_on_unsupported},
+    {.name = "weight-only", .kind = CLI_TEXT, .at = offsetof(arguments, planned.weight_only)},
+    {.name = "include", .kind = CLI_TEXT, .at = offsetof(arguments, planned.include)},
+    {.name = "exclude", .kind = CLI_TEXT, .at = offsetof(arguments, planned.exclude)},
+    {.name = "json", .kind = CLI_FLAG, .at = offsetof(arguments, json)},
+    {.name = "quiet", .letter = 'q', .kind = CLI_FLAG, .at = offsetof(arguments, quiet)},
+    {0}};
 
 static qf_status check(const cli_inputs *inputs, const qf_export_options *options,
                        qf_diagnostics *diagnostics, size_t *layers)
@@ -29,78 +54,23 @@ static qf_status check(const cli_inputs *inputs, const qf_export_options *option
 
 int cmd_check(int argc, char **argv)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                            {"config", required_argument, NULL, 'c'},
-                                            {"record", required_argument, NULL, 'r'},
-                                            {"from", required_argument, NULL, 'S'},
-                                            {"on-unsupported", required_argument, NULL, 'u'},
-                                            {"weight-only", required_argument, NULL, 'W'},
-                                            {"include", required_argument, NULL, '+'},
-                                            {"exclude", required_argument, NULL, '-'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"quiet", no_argument, NULL, 'q'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
-    cli_inputs inputs = {0};
-    bool json = false, quiet = false;
-    int word = 0;
-    qf_export_options planned;
-    qf_export_options_init(&planned);
-    planned.save_path = "quantfold-check/"; /* names files that are never written */
-    planned.ignore_target = true;
-    for (int c; (c = getopt_long(argc, argv, "qh", options, NULL)) != -1;) {
-        switch (c) {
-        case 'm':
-            inputs.model = optarg;
-            break;
-        case 'c':
-            inputs.config = optarg;
-            break;
-        case 'r':
-            inputs.record = optarg;
-            break;
-        case 'S':
-            word = cli_choose("from", optarg, cli_sources);
-            planned.source = (qf_source)word;
-            break;
-        case 'u':
-            word = cli_choose("on-unsupported", optarg, cli_on_unsupported);
-            planned.on_unsupported = (qf_on_unsupported)word;
-            break;
-        case 'W':
-            planned.weight_only = optarg;
-            break;
-        case '+':
-            planned.include = optarg;
-            break;
-        case '-':
-            planned.exclude = optarg;
-            break;
-        case 'j':
-            json = true;
-            break;
-        case 'q':
-            quiet = true;
-            break;
-        case 'h':
-            fputs(help, stdout);
-            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
-        default:
-            return cli_usage_error("check", "unknown option");
-        }
-        if (word < 0)
-            return EXIT_USAGE;
-    }
-    if (!inputs.model || optind != argc)
+    arguments a = {0};
+    qf_export_options_init(&a.planned);
+    a.planned.save_path = "quantfold-check/"; /* names files that are never written */
+    a.planned.ignore_target = true;
+    int code = cli_read_options("check", help, table, &a, argc, argv, NULL);
+    if (code >= 0)
+        return code;
+    if (!a.inputs.model)
         return cli_usage_error("check", "--model is needed");
     qf_diagnostics *diagnostics = qf_diagnostics_create();
     if (!diagnostics)
         return cli_out_of_memory();
     size_t layers;
-    qf_status status = check(&inputs, &planned, diagnostics, &layers);
-    cli_print_diagnostics(diagnostics, quiet);
-    int code = cli_exit_code(status);
-    if (json) {
+    qf_status status = check(&a.inputs, &a.planned, diagnostics, &layers);
+    cli_print_diagnostics(diagnostics, a.quiet);
+    code = cli_exit_code(status);
+    if (a.json) {
         cJSON *root = cli_json_root();
         cJSON_AddBoolToObject(root, "ok", status == QF_OK);
         cJSON_AddNumberToObject(root, "layers", (double)layers);

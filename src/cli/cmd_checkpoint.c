@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli/door.h"
 #include "cli/ranks.h"
@@ -107,8 +106,12 @@ static void print_summary(const cli_checkpoint *a, const qf_checkpoint_plan *pla
     printf("%s %zu of %zu weight matrices (%s)\n", totals ? "quantized" : "would quantize",
            n.quantized, n.quantized + n.left, a->options.scheme);
     print_tensors(a, plan);
-    printf("%s\n", totals ? "wrote" : "would write");
-    print_files(plan);
+    if (totals && a->options.shard_count) {
+        printf("staged this shard's part of %zu files\n", qf_checkpoint_plan_output_count(plan));
+    } else {
+        printf("%s\n", totals ? "wrote" : "would write");
+        print_files(plan);
+    }
     if (totals)
         cli_print_totals(*totals, a->options.shard, a->options.shard_count, "--out",
                          a->options.out);
@@ -161,18 +164,15 @@ static void say_error(const cli_checkpoint_run *run, int *code)
     *code = first ? first : cli_ranks_worst(*code);
 }
 
-/* A folder as a save path: with nothing behind its last slash. */
-static int finish(qf_status status, cli_checkpoint *a, const qf_report *report,
+static int finish(qf_status status, cli_checkpoint *a, cli_checkpoint_run *run,
                   qf_report_totals *totals)
 {
-    size_t n = strlen(a->options.out) + 2;
-    char *path = malloc(n);
+    char *path = cli_folder_path(a->options.out);
     if (!path) { /* the others wait for this one */
         cli_ranks_abort(EXIT_SYSTEM);
-        return EXIT_SYSTEM;
+        return cli_out_of_memory();
     }
-    snprintf(path, n, "%s/", a->options.out);
-    int code = cli_ranks_finish(status, path, a->options.no_sync, report, totals);
+    int code = cli_ranks_finish(status, path, a->options.no_sync, run->report, totals, &run->err);
     free(path);
     return code;
 }
@@ -188,11 +188,13 @@ static int run(cli_checkpoint *a)
     qf_status status = cli_checkpoint_prepare(a, &r);
     int code = cli_exit_code(status);
     say_error(&r, &code);
+    if (code == EXIT_DONE && cli_ranks_rank() == 0 && !a->manner.quiet)
+        cli_checkpoint_warn(&r, NULL);
     if (code == EXIT_DONE && !a->manner.dry_run) {
         status = cli_checkpoint_write(a, &r);
         if (status != QF_OK)
             cli_print_error(&r.err);
-        code = finish(status, a, r.report, &totals);
+        code = finish(status, a, &r, &totals);
         written = code == EXIT_DONE ? &totals : NULL;
     }
     if (cli_ranks_size() > 1)
@@ -200,7 +202,7 @@ static int run(cli_checkpoint *a)
     if (cli_ranks_rank() == 0) {
         int printed = EXIT_DONE;
         if (a->manner.json)
-            printed = print_json(r.plan, written, status == QF_OK ? NULL : &r.err, code);
+            printed = print_json(r.plan, written, code && *r.err.message ? &r.err : NULL, code);
         else if (code == EXIT_DONE && !a->manner.quiet) {
             print_summary(a, r.plan, written);
             printed = cli_flush() ? EXIT_DONE : EXIT_SYSTEM;

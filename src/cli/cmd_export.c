@@ -132,8 +132,12 @@ static void print_summary(const cli_export *a, const qf_plan *plan, const qf_rep
         print_layers(plan);
     else
         print_skipped(plan);
-    printf("%s\n", totals ? "wrote" : "would write");
-    print_outputs(plan);
+    if (totals && a->options.shard_count) {
+        printf("staged this shard's part of %zu files\n", qf_plan_output_count(plan));
+    } else {
+        printf("%s\n", totals ? "wrote" : "would write");
+        print_outputs(plan);
+    }
     if (qf_plan_bytes_saved(plan))
         printf("saved %s by writing equal tensors once\n",
                cli_bytes(qf_plan_bytes_saved(plan), saved));
@@ -230,8 +234,11 @@ static int run(cli_export *a)
             qf_diagnostic d = qf_diagnostics_at(r.list, known);
             cli_print_finding(&d);
         }
-        code =
-            cli_ranks_finish(status, a->options.save_path, a->options.no_sync, r.report, &totals);
+        qf_error err = {0};
+        code = cli_ranks_finish(status, a->options.save_path, a->options.no_sync, r.report, &totals,
+                                &err);
+        if (*err.message)
+            qf_diagnostics_add_error(r.list, &err);
         written = code == EXIT_DONE ? &totals : NULL;
     }
     if (cli_ranks_size() > 1)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdlib.h>
 
 #include "cli/cli.h"
+#include "cli/options.h"
 
 static const char help[] =
     "usage: quantfold inspect MODEL.onnx [--json]\n\n"
@@ -94,30 +94,23 @@ static int print_as_text(const qf_model *model, const qf_model_info *info, const
 
 int cmd_inspect(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
+    static const cli_option table[] = {{.name = "json", .kind = CLI_FLAG}, {0}};
     bool json = false;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        if (c == 'j') {
-            json = true;
-        } else if (c == 'h') {
-            fputs(help, stdout);
-            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
-        } else {
-            return cli_usage_error("inspect", "unknown option");
-        }
-    }
-    if (optind + 1 != argc)
+    const char *path = NULL;
+    int code = cli_read_options("inspect", help, table, &json, argc, argv, &path);
+    if (code >= 0)
+        return code;
+    if (!path)
         return cli_usage_error("inspect", "one model is expected");
     qf_model *model;
     qf_error err;
-    qf_status status = qf_model_open(argv[optind], &model, &err);
+    qf_status status = qf_model_open(path, &model, &err);
     if (status != QF_OK) {
         cli_print_error(&err);
         return cli_exit_code(status);
     }
     qf_model_info info = qf_model_describe(model);
-    int code = json ? print_as_json(model, &info) : print_as_text(model, &info, argv[optind]);
+    code = json ? print_as_json(model, &info) : print_as_text(model, &info, path);
     qf_model_close(model);
     return code;
 }

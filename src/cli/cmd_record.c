@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli/cli.h"
+#include "cli/options.h"
 
 static const char help[] =
     "usage: quantfold record --model M.onnx --config C.json [--activations A.json] [OPTIONS]\n"
@@ -29,67 +28,30 @@ typedef struct arguments {
     const char *model, *config, *activations, *output;
     qf_on_unsupported on_unsupported;
     bool from_qdq, quiet;
-    uint64_t threads;
+    int threads;
 } arguments;
 
-static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
-                                             {"config", required_argument, NULL, 'c'},
-                                             {"activations", required_argument, NULL, 'a'},
-                                             {"from-qdq", no_argument, NULL, 'Q'},
-                                             {"on-unsupported", required_argument, NULL, 'u'},
-                                             {"output", required_argument, NULL, 'o'},
-                                             {"threads", required_argument, NULL, 't'},
-                                             {"quiet", no_argument, NULL, 'q'},
-                                             {"help", no_argument, NULL, 'h'},
-                                             {0}};
-
-static bool set_option(arguments *a, int option, char *value)
-{
-    int word = 0;
-    switch (option) {
-    case 'm':
-        a->model = value;
-        break;
-    case 'c':
-        a->config = value;
-        break;
-    case 'a':
-        a->activations = value;
-        break;
-    case 'Q':
-        a->from_qdq = true;
-        break;
-    case 'u':
-        word = cli_choose("on-unsupported", value, cli_on_unsupported);
-        a->on_unsupported = (qf_on_unsupported)word;
-        break;
-    case 'o':
-        a->output = value;
-        break;
-    case 't':
-        return cli_read_number("threads", value, 1024, &a->threads);
-    default:
-        a->quiet = true;
-    }
-    return word >= 0;
-}
+static const cli_option table[] = {
+    {.name = "model", .kind = CLI_PATH, .at = offsetof(arguments, model)},
+    {.name = "config", .kind = CLI_PATH, .at = offsetof(arguments, config)},
+    {.name = "activations", .kind = CLI_PATH, .at = offsetof(arguments, activations)},
+    {.name = "from-qdq", .kind = CLI_FLAG, .at = offsetof(arguments, from_qdq)},
+    {.name = "on-unsupported",
+     .kind = CLI_WORD,
+     .at = offsetof(arguments, on_unsupported),
+     .words = cli_on_unsupported},
+    {.name = "output", .kind = CLI_PATH, .at = offsetof(arguments, output)},
+    {.name = "threads", .kind = CLI_COUNT, .at = offsetof(arguments, threads), .most = 1024},
+    {.name = "quiet", .letter = 'q', .kind = CLI_FLAG, .at = offsetof(arguments, quiet)},
+    {0}};
 
 /* -1: go on; else an exit code. */
 static int read_arguments(int argc, char **argv, arguments *a)
 {
     *a = (arguments){0};
-    for (int c; (c = getopt_long(argc, argv, "qh", long_options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(help, stdout);
-            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
-        }
-        if (c == '?')
-            return cli_usage_error("record", "the command line cannot be understood");
-        if (!set_option(a, c, optarg))
-            return EXIT_USAGE;
-    }
-    if (optind != argc)
-        return cli_usage_error("record", "unexpected word '%s'", argv[optind]);
+    int code = cli_read_options("record", help, table, a, argc, argv, NULL);
+    if (code >= 0)
+        return code;
     if (!a->model)
         return cli_usage_error("record", "--model is needed");
     if (a->from_qdq == (a->config != NULL))
@@ -115,7 +77,7 @@ static qf_status compute(const arguments *a, qf_model *model, qf_diagnostics *li
     }
     if (status == QF_OK) {
         known = qf_diagnostics_errors(list);
-        status = qf_record_compute(model, config, ranges, (int)a->threads, list, out, &err);
+        status = qf_record_compute(model, config, ranges, a->threads, list, out, &err);
         cli_note(list, status, &err, known);
     }
     qf_ranges_close(ranges);

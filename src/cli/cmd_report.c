@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/options.h"
 
 static const char help[] =
     "usage: quantfold report PREFIX [OPTIONS]\n\n"
@@ -21,38 +21,21 @@ typedef struct arguments {
     bool json, quiet;
 } arguments;
 
-static const struct option long_options[] = {{"output", required_argument, NULL, 'o'},
-                                             {"json", no_argument, NULL, 'j'},
-                                             {"quiet", no_argument, NULL, 'q'},
-                                             {"help", no_argument, NULL, 'h'},
-                                             {0}};
+static const cli_option table[] = {
+    {.name = "output", .letter = 'o', .kind = CLI_PATH, .at = offsetof(arguments, output)},
+    {.name = "json", .kind = CLI_FLAG, .at = offsetof(arguments, json)},
+    {.name = "quiet", .letter = 'q', .kind = CLI_FLAG, .at = offsetof(arguments, quiet)},
+    {0}};
 
 /* -1: go on; else an exit code. */
 static int read_arguments(int argc, char **argv, arguments *a)
 {
     *a = (arguments){0};
-    for (int c; (c = getopt_long(argc, argv, "o:qh", long_options, NULL)) != -1;) {
-        switch (c) {
-        case 'h':
-            fputs(help, stdout);
-            return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
-        case 'o':
-            a->output = optarg;
-            break;
-        case 'j':
-            a->json = true;
-            break;
-        case 'q':
-            a->quiet = true;
-            break;
-        default:
-            return cli_usage_error("report", "the command line cannot be understood");
-        }
-    }
-    if (optind + 1 != argc)
-        return cli_usage_error("report", optind == argc ? "PREFIX is needed"
-                                                        : "there is more than one PREFIX");
-    a->prefix = argv[optind];
+    int code = cli_read_options("report", help, table, a, argc, argv, &a->prefix);
+    if (code >= 0)
+        return code;
+    if (!a->prefix)
+        return cli_usage_error("report", "PREFIX is needed");
     if (a->json && a->output && strcmp(a->output, "-") == 0)
         return cli_usage_error("report", "--json takes standard output, so --output cannot be -");
     return -1;

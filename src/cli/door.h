@@ -66,6 +66,8 @@ typedef struct cli_checkpoint_run {
 } cli_checkpoint_run;
 
 qf_status cli_checkpoint_prepare(const cli_checkpoint *job, cli_checkpoint_run *run);
+/* Says on stderr which files of the target a prepared run replaces; `job`: of a batch, or NULL. */
+void cli_checkpoint_warn(const cli_checkpoint_run *run, const char *job);
 qf_status cli_checkpoint_write(const cli_checkpoint *job, cli_checkpoint_run *run);
 void cli_checkpoint_release(cli_checkpoint_run *run);
 
@@ -77,8 +79,8 @@ bool cli_ranks_join(int *argc, char ***argv, uint32_t *shard, uint32_t *shard_co
                     cli_when *progress);
 /* After all have written their shards: rank 0 puts them in place. `status` and `report` are this
  * rank's; `totals` become those of the whole at rank 0, and all get the same exit code, the worst.
- * Alone, a process gets those of its own. */
+ * Alone, a process gets those of its own. `err` is set, and said, where the commit itself fails. */
 int cli_ranks_finish(qf_status status, const char *save_path, bool no_sync, const qf_report *report,
-                     qf_report_totals *totals);
+                     qf_report_totals *totals, qf_error *err);
 
 #endif

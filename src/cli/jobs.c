@@ -299,12 +299,8 @@ static void check_apart(reader *r)
         snprintf(where, sizeof where, "job '%.200s'", job->name);
         if (qf_strmap_get(&names, job->name))
             complain(r, where, "name", "another job has that name");
-        const char *target =
-            job->is_checkpoint ? job->checkpoint.options.out : job->to_export.options.save_path;
-        size_t room = strlen(target) + 2;
-        char *text = malloc(room);
-        if (text)
-            snprintf(text, room, "%s%s", target, job->is_checkpoint ? "/" : "");
+        char *text = job->is_checkpoint ? cli_folder_path(job->checkpoint.options.out)
+                                        : strdup(job->to_export.options.save_path);
         const char *place = text ? keep(r, cli_place(text)) : NULL;
         free(text);
         const cli_job *other = place ? qf_strmap_get(&places, place) : NULL;

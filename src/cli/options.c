@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/options.h"
 
+#include <ctype.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "cli/cli.h"
 
@@ -43,16 +45,17 @@ static bool parse_number(const char *text, uint64_t most, uint64_t *out, char wh
     return true;
 }
 
+/* Units are powers of 1024 however they are written: 5G, 5g, 5GB, 5GiB. */
 static bool parse_size(const char *text, uint64_t *out, char why[CLI_WHY])
 {
     static const char units[] = "KMGT";
-    size_t n = strlen(text);
-    const char *unit = n ? strchr(units, text[n - 1]) : NULL;
-    size_t count = unit ? n - 1 : n;
+    size_t count = strspn(text, "0123456789");
+    const char *unit = text[count] ? strchr(units, toupper((unsigned char)text[count])) : NULL;
+    const char *behind = text + count + (unit != NULL);
     unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
-    uint64_t v = 0;
-    if (digits(text, n) || (unit && strspn(text, "0123456789") == count))
-        v = count <= 18 ? strtoull(text, NULL, 10) : 0;
+    bool known =
+        !*behind || (unit && (strcasecmp(behind, "b") == 0 || strcasecmp(behind, "ib") == 0));
+    uint64_t v = known && count && count <= 18 ? strtoull(text, NULL, 10) : 0;
     if (!v || v > UINT64_MAX >> shift) {
         snprintf(why, CLI_WHY, "takes a size in bytes, or with K, M, G or T behind it, not '%s'",
                  text);
@@ -63,33 +66,12 @@ static bool parse_size(const char *text, uint64_t *out, char why[CLI_WHY])
 }
 
 /* Says what a parser found wrong with --`option`. */
-static bool complain(const char *option, const char *why)
+static int complain(const char *option, const char *why)
 {
     fprintf(stderr, "quantfold: --%s ", option);
     cli_put_text(stderr, why);
     fputc('\n', stderr);
-    return false;
-}
-
-int cli_choose(const char *option, const char *word, const char *const *words)
-{
-    char why[CLI_WHY];
-    int i = find_word(word, words, why);
-    if (i < 0)
-        complain(option, why);
-    return i;
-}
-
-bool cli_read_number(const char *option, const char *text, uint64_t max, uint64_t *out)
-{
-    char why[CLI_WHY];
-    return parse_number(text, max, out, why) || complain(option, why);
-}
-
-bool cli_read_size(const char *option, const char *text, uint64_t *out)
-{
-    char why[CLI_WHY];
-    return parse_size(text, out, why) || complain(option, why);
+    return EXIT_USAGE;
 }
 
 /* ---- options ---- */
@@ -180,6 +162,7 @@ enum { HELP = 'h', FIRST = 256 }; /* what getopt_long returns for an entry: abov
 static void list_options(const cli_option *table, struct option *list, char *letters)
 {
     size_t n = 0;
+    *letters++ = ':'; /* a missing value is told from an option that is none */
     *letters++ = HELP;
     for (; table[n].name; n++) {
         list[n] =
@@ -187,7 +170,9 @@ static void list_options(const cli_option *table, struct option *list, char *let
                             .has_arg = cli_takes_value(&table[n]) ? required_argument : no_argument,
                             .val = FIRST + (int)n};
         if (table[n].letter)
-            *letters++ = table[n].letter; /* flags alone have letters */
+            *letters++ = table[n].letter;
+        if (table[n].letter && cli_takes_value(&table[n]))
+            *letters++ = ':';
     }
     list[n] = (struct option){.name = "help", .val = HELP};
     list[n + 1] = (struct option){0};
@@ -201,25 +186,44 @@ static const cli_option *by_letter(const cli_option *table, int letter)
     return table;
 }
 
+/* Says what getopt_long could not make of `word`, with what it left in optopt. */
+static int refuse_option(const char *command, const cli_option *table, bool value_missing,
+                         const char *word)
+{
+    size_t length = strcspn(word, "="), near = 0;
+    for (size_t i = 0; table[i].name; i++)
+        near += length > 2 && strncmp(word + 2, table[i].name, length - 2) == 0;
+    const cli_option *known = optopt >= FIRST ? &table[optopt - FIRST] : by_letter(table, optopt);
+    if (optopt && value_missing)
+        return cli_usage_error(command, "--%s needs a value", known->name);
+    if (optopt >= FIRST || (optopt == HELP && length > 2))
+        return cli_usage_error(command, "--%s takes no value",
+                               optopt == HELP ? "help" : known->name);
+    if (optopt)
+        return cli_usage_error(command, "unknown option '-%c'", optopt);
+    return cli_usage_error(
+        command, near > 1 ? "option '%.*s' is short for several" : "unknown option '%.*s'",
+        (int)length, word);
+}
+
 int cli_read_options(const char *command, const char *help, const cli_option *table, void *target,
                      int argc, char **argv, const char **word)
 {
     struct option list[CLI_OPTIONS_MOST + 2];
-    char letters[CLI_OPTIONS_MOST + 2], why[CLI_WHY];
+    char letters[2 * CLI_OPTIONS_MOST + 3], why[CLI_WHY];
     list_options(table, list, letters);
+    opterr = 0;
     for (int c; (c = getopt_long(argc, argv, letters, list, NULL)) != -1;) {
         if (c == HELP) {
             fputs(help, stdout);
             return cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
         }
-        if (c == '?')
-            return cli_usage_error(command, "the command line cannot be understood");
+        if (c == '?' || c == ':')
+            return refuse_option(command, table, c == ':', argv[optind - 1]);
         const cli_option *o = c >= FIRST ? &table[c - FIRST] : by_letter(table, c);
         if (cli_set_option(o, target, optarg, why))
             continue;
-        if (*why)
-            complain(o->name, why);
-        return EXIT_USAGE;
+        return *why ? complain(o->name, why) : EXIT_USAGE;
     }
     if (word)
         *word = optind < argc ? argv[optind++] : NULL;

@@ -38,7 +38,7 @@ bool cli_interrupted(void)
     return stop;
 }
 
-static double now(void)
+double cli_seconds(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -48,7 +48,7 @@ static double now(void)
 void cli_progress_init(cli_progress *p, cli_when when)
 {
     bool terminal = isatty(STDERR_FILENO);
-    *p = (cli_progress){.form = CLI_FORM_NONE, .started = now()};
+    *p = (cli_progress){.form = CLI_FORM_NONE, .started = cli_seconds()};
     if (when == CLI_JSON)
         p->form = CLI_FORM_EVENTS;
     else if (when != CLI_NEVER)
@@ -63,7 +63,7 @@ void cli_progress_init(cli_progress *p, cli_when when)
 /* Bytes a second of late: an average in which what was `smooth_seconds` ago counts a third. */
 static void measure(cli_progress *p, uint64_t done)
 {
-    double t = now(), since = t - (p->measured > 0 ? p->measured : p->started);
+    double t = cli_seconds(), since = t - (p->measured > 0 ? p->measured : p->started);
     if (since < 0.05)
         return;
     double rate = (double)(done - p->done) / since;
@@ -212,7 +212,7 @@ static void print_step(const cli_progress *p, uint64_t done, uint64_t total, con
 bool cli_progress_step(uint64_t done, uint64_t total, const char *tensor, void *user)
 {
     cli_progress *p = user;
-    double t = now();
+    double t = cli_seconds();
     measure(p, done);
     p->total = total;
     if (p->form == CLI_FORM_EVENTS && !p->begun)
@@ -242,13 +242,13 @@ void cli_progress_end(cli_progress *p, qf_status status)
         fputs("quantfold: ", stderr);
         put_job(p, true);
         fprintf(stderr, "100 %% (%s), %s\n", cli_bytes(p->total, size),
-                clock_text(now() - p->started, time));
+                clock_text(cli_seconds() - p->started, time));
     }
     if (p->form != CLI_FORM_EVENTS)
         return;
     cJSON *event = new_event(p, "end");
     cJSON_AddNumberToObject(event, "bytes_done", (double)(status == QF_OK ? p->total : p->done));
-    cJSON_AddNumberToObject(event, "seconds", now() - p->started);
+    cJSON_AddNumberToObject(event, "seconds", cli_seconds() - p->started);
     cJSON_AddStringToObject(event, "status",
                             status == QF_OK              ? "done"
                             : status == QF_ERR_CANCELLED ? "cancelled"

@@ -9,6 +9,15 @@ const char *const cli_whens[] = {"auto", "always", "never", "json", NULL};
 const char *const cli_externals[] = {"auto", "always", "never", NULL};
 const char *const cli_ios[] = {"auto", "pwrite", "mmap", "direct", NULL};
 
+char *cli_folder_path(const char *folder)
+{
+    size_t room = strlen(folder) + 2;
+    char *path = malloc(room);
+    if (path)
+        snprintf(path, room, "%s/", folder);
+    return path;
+}
+
 void cli_print_totals(qf_report_totals t, uint32_t shard, uint32_t shard_count, const char *option,
                       const char *target)
 {

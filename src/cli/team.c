@@ -24,13 +24,12 @@ bool cli_ranks_join(int *argc, char ***argv, uint32_t *shard, uint32_t *shard_co
 }
 
 /* Rank 0: puts in place what all have written. */
-static int commit(const char *save_path, bool no_sync, qf_report_totals *totals)
+static int commit(const char *save_path, bool no_sync, qf_report_totals *totals, qf_error *err)
 {
-    qf_error err;
     qf_report *report = NULL;
-    qf_status status = qf_commit(save_path, no_sync, &report, &err);
+    qf_status status = qf_commit(save_path, no_sync, &report, err);
     if (status != QF_OK) {
-        cli_print_error(&err);
+        cli_print_error(err);
         return cli_exit_code(status);
     }
     qf_report_totals whole = qf_report_get(report);
@@ -42,7 +41,7 @@ static int commit(const char *save_path, bool no_sync, qf_report_totals *totals)
 }
 
 int cli_ranks_finish(qf_status status, const char *save_path, bool no_sync, const qf_report *report,
-                     qf_report_totals *totals)
+                     qf_report_totals *totals, qf_error *err)
 {
     int code = cli_exit_code(status);
     *totals = report ? qf_report_get(report) : (qf_report_totals){0};
@@ -53,6 +52,6 @@ int cli_ranks_finish(qf_status status, const char *save_path, bool no_sync, cons
         return code;
     totals->bytes_kept = cli_ranks_sum(totals->bytes_kept);
     if (cli_ranks_rank() == 0)
-        code = commit(save_path, no_sync, totals);
+        code = commit(save_path, no_sync, totals, err);
     return cli_ranks_first(code);
 }

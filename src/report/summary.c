@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "report/summary.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -286,35 +287,51 @@ bool qf_summary_read(qf_summary *s)
 
 /* ---- opening ---- */
 
-static bool is_file(const char *path)
+/* *found: whether a file is there. What cannot be looked at is an error, not absent. */
+static qf_status look_for(const char *path, bool *found, qf_error *err)
 {
     struct stat st;
-    return path && stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    if (!path)
+        return qf_fail_memory(err);
+    *found = stat(path, &st) == 0;
+    if (!*found && !qf_is_absent(errno))
+        return qf_fail_errno(err, path, errno, "cannot look for the manifest");
+    *found = *found && S_ISREG(st.st_mode);
+    return QF_OK;
 }
 
-/* The manifest of a save path; *tried is the first place that was looked at. */
-static const char *find(qf_arena *arena, const char *path, const char **tried, qf_error *err)
+/* The manifest of a save path, in *place; where there is none, *found is false and *place is where
+ * it would be: a folder with a config.json is a checkpoint. */
+static qf_status find(qf_arena *arena, const char *path, const char **place, bool *found,
+                      qf_error *err)
 {
     char *folder, *prefix;
-    *tried = NULL;
+    *place = path;
     if (qf_ends_with(path, ".json"))
-        return *tried = path;
-    if (qf_save_path_split(path, &folder, &prefix, err) != QF_OK)
-        return NULL;
-    const char *slash = qf_ends_with(folder, "/") ? "" : "/";
+        return look_for(path, found, err);
+    qf_status status = qf_save_path_split(path, &folder, &prefix, err);
+    if (status != QF_OK)
+        return status;
+    const char *slash = qf_ends_with(folder, "/") ? "" : "/", *below = *prefix ? "/" : "";
+    const char *config =
+        qf_arena_printf(arena, "%s%s%s%sconfig.json", folder, slash, prefix, below);
     const char *places[] = {
         qf_arena_printf(arena, "%s%s%s%smanifest.json", folder, slash, prefix, *prefix ? "." : ""),
-        qf_arena_printf(arena, "%s%s%s%squantfold.manifest.json", folder, slash, prefix,
-                        *prefix ? "/" : ""),
+        qf_arena_printf(arena, "%s%s%s%squantfold.manifest.json", folder, slash, prefix, below),
         qf_arena_printf(arena, "%s%s%s/manifest.json", folder, slash, prefix)};
     free(folder);
     free(prefix);
-    *tried = places[0];
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        if (is_file(places[i]))
-            return places[i];
+    *found = false;
+    for (size_t i = 0; status == QF_OK && !*found && i < sizeof places / sizeof *places; i++) {
+        *place = places[i];
+        status = look_for(places[i], found, err);
     }
-    return *tried;
+    bool checkpoint = false;
+    if (status == QF_OK && !*found)
+        status = look_for(config, &checkpoint, err);
+    if (status == QF_OK && !*found)
+        *place = places[checkpoint];
+    return status;
 }
 
 static qf_status parse(qf_summary *s, const char *place, qf_error *err)
@@ -336,17 +353,17 @@ static qf_status parse(qf_summary *s, const char *place, qf_error *err)
 
 static qf_status open_manifest(qf_summary *s, const char *path, char **place, qf_error *err)
 {
-    const char *tried, *found = find(&s->arena, path, &tried, err);
-    if (!tried && !found) {
-        qf_status memory = qf_fail_memory(err);
-        return memory;
-    }
-    if (!is_file(found))
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = tried},
+    const char *at;
+    bool found;
+    qf_status status = find(&s->arena, path, &at, &found, err);
+    if (status != QF_OK)
+        return status;
+    if (!found)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = at},
                           "there is no manifest; export once more with --stats (to the same "
-                          "--save-path), which writes one");
-    *place = strdup(found);
-    qf_status status = *place ? parse(s, found, err) : qf_fail_memory(err);
+                          "--save-path or --out), which writes one");
+    *place = strdup(at);
+    status = *place ? parse(s, at, err) : qf_fail_memory(err);
     if (status != QF_OK) {
         free(*place);
         *place = NULL;

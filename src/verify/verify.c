@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "exec/stage.h"
 #include "verify/against.h"
@@ -319,6 +320,8 @@ static qf_status run(verifier *v)
     qf_status status = find_models(v);
     if (status != QF_OK)
         return status;
+    if (!v->exists[0] && !v->exists[1] && access(v->folder, X_OK) != 0 && errno == EACCES)
+        return qf_fail_errno(v->err, v->folder, errno, "cannot look into the folder");
     if (is_checkpoint(v))
         return check_checkpoint(v);
     status = check_structure(v);

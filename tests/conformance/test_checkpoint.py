@@ -105,9 +105,8 @@ def test_config(quantfold, tmp_path, scheme):
     settings = json.loads(text)
     del settings["quantization_config"]
     assert settings == ck.config()
-    assert stated["ignore"] == ["model.layers.1.mlp.up_proj", "lm_head"] or set(
-        stated["ignore"]
-    ) == {"model.layers.1.mlp.up_proj", "lm_head"}
+    floats = {"model.layers.1.mlp.up_proj", "model.embed_tokens", "lm_head"}
+    assert len(stated["ignore"]) == 3 and set(stated["ignore"]) == floats
     assert stated["quant_method"] == "compressed-tensors"
     parsed = QuantizationConfig.model_validate(stated)
     group = parsed.config_groups["group_0"]
@@ -157,6 +156,8 @@ def fp8_model(scale_shape: str) -> tuple[dict[str, torch.Tensor], dict[str, torc
         small = (weight.float() / wide).clamp(-448, 448).to(torch.float8_e4m3fn)
         end = "_scale" if scale_shape == "row" else "_scale_inv"
         tensors[name], tensors[name + end] = small, scale
+        if scale_shape == "one":  # of static activations
+            tensors[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.5)
         values[name] = small.float() * wide
     return tensors, values
 
@@ -175,7 +176,7 @@ def test_fp8(quantfold, tmp_path, scheme, scale_shape):
     written = ck.read(tmp_path / "out")
     for name, value in values.items():
         ck.assert_quantized(written, name, value, scheme, dtype="bf16")
-    assert not any(n.endswith("_scale_inv") for n in written)
+    assert not any(n.endswith(("_scale_inv", ".input_scale")) for n in written)
 
 
 # ---- which tensors
@@ -205,6 +206,22 @@ def test_include_and_exclude(quantfold, tmp_path):
         ignored = set(ck.quantization(tmp_path / f"{i}")["ignore"])
         assert ignored >= {n.removesuffix(".weight") for n in default - wanted}
         assert not ignored & {n.removesuffix(".weight") for n in wanted}
+
+
+def test_embeddings_are_never_chosen(quantfold, tmp_path):
+    """By whatever name, and whoever asks; what has the name of one, as a linear module may, is
+    ignored, so that no loader takes it for a quantized one."""
+    stays = ["shared", "decoder.embed_tokens", "h.wte", "h.wpe", "embeddings_project"]
+    stays.append("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
+    tensors = {name + ".weight": ck.normal(64, 64, i) for i, name in enumerate(stays)}
+    tensors["encoder.block.0.q.weight"] = ck.normal(64, 64, 9)
+    source = ck.write(tmp_path / "in", tensors)
+    for i, options in enumerate([(), ("--include", ".")]):
+        result = ck.run(quantfold, source, tmp_path / f"{i}", "w8a16", "-v", *options)
+        assert chosen(ck.read(tmp_path / f"{i}")) == {"encoder.block.0.q.weight"}
+        assert result.out.count("it is an embedding or a norm") == len(stays)
+        assert result.out.count("which --include cannot choose") == (len(stays) if i else 0)
+        assert set(ck.quantization(tmp_path / f"{i}")["ignore"]) == {*stays, "lm_head"}
 
 
 def test_tied_embedding(quantfold, tmp_path):
@@ -245,6 +262,8 @@ def test_transposed_modules_are_not_taken(quantfold, tmp_path):
     source = ck.write(tmp_path / "in", ck.model(), 1, ck.config() | {"model_type": "gpt2"})
     result = ck.run(quantfold, source, tmp_path / "out", "w8a16", code=1)
     assert "no weight is chosen" in result.err and not (tmp_path / "out").exists()
+    assert "of 16 weight matrices, 14 stay float because" in result.err  # but embedding and head
+    assert "stored [in, out]" in result.err
 
 
 # ---- given scales
@@ -320,6 +339,17 @@ def test_what_goes_along(quantfold, tmp_path):
     assert {l.partition(": ")[2] for l in told} == set(left)
 
 
+def test_replacing_is_said(quantfold, tmp_path):
+    """Files of another model in the target are replaced, with a warning."""
+    source, out = ck.write(tmp_path / "in", ck.model()), tmp_path / "out"
+    assert "replaced" not in ck.run(quantfold, source, out, "w8a16").err
+    (out / "model.safetensors").unlink()
+    result = ck.run(quantfold, source, out, "w8a16")
+    assert f"warning: 1 file is there already and will be replaced: {out}/config.json" in result.err
+    assert "warning: 2 files are" in ck.run(quantfold, source, out, "w8a16", "--dry-run").err
+    assert not ck.run(quantfold, source, out, "w8a16", "-q").err
+
+
 def test_target_within_the_source(quantfold, tmp_path):
     """What an earlier run has left there does not go along."""
     source = ck.write(tmp_path / "in", ck.model())
@@ -331,7 +361,7 @@ def test_target_within_the_source(quantfold, tmp_path):
         assert names == {"config.json", "model.safetensors", "out-notes", "out-notes/a.txt"}
 
 
-@pytest.mark.parametrize("limit", ["20000", "50K", "1G"])
+@pytest.mark.parametrize("limit", ["20000", "50K", "50kb", "50KiB", "1G"])
 def test_max_shard_size(quantfold, tmp_path, limit):
     """New shards within the limit, but for a tensor that is larger by itself."""
     source = ck.write(tmp_path / "in", ck.model(), 2)
@@ -340,7 +370,7 @@ def test_max_shard_size(quantfold, tmp_path, limit):
     whole, cut = ck.read(tmp_path / "whole"), ck.read(tmp_path / "out")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[n], cut[n]) for n in whole)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
-    most = {"20000": 20000, "50K": 50 << 10, "1G": 1 << 30}[limit]
+    most = {"20000": 20000, "1G": 1 << 30}.get(limit, 50 << 10)
     alone = 128 * 64 * 2  # lm_head and the embedding
     for file in files:
         length = int.from_bytes(file.read_bytes()[:8], "little")

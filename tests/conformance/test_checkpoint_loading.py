@@ -22,9 +22,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     CompressedTensorsConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 # scheme -> least cosine of the logits of the tiny Llama, whose weights are random
@@ -73,6 +77,37 @@ def test_tiny_llama(quantfold, tmp_path, scheme, tied, dtype):
         wanted, ours = model(ids).logits, loaded.eval()(ids).logits
     assert not torch.equal(wanted, ours)
     assert cosine(wanted, ours) >= LLAMA[scheme]
+
+
+def tiny_bart() -> BartForConditionalGeneration:
+    sides = dict(zip(("layers", "attention_heads", "ffn_dim"), (2, 4, 96)))
+    both = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sides.items()}
+    settings = BartConfig(vocab_size=128, d_model=64, max_position_embeddings=64, **both)
+    return BartForConditionalGeneration(settings)
+
+
+def tiny_t5() -> T5ForConditionalGeneration:
+    settings = T5Config(vocab_size=128, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=32)
+    return T5ForConditionalGeneration(settings)
+
+
+@pytest.mark.parametrize("options", [(), ("--include", ".")], ids=["default", "all"])
+@pytest.mark.parametrize("make, scheme", [(tiny_bart, "w8a16"), (tiny_t5, "w8a8")])
+def test_encoder_and_decoder(quantfold, tmp_path, make, scheme, options):
+    """Embeddings called `shared`, and T5's `relative_attention_bias`. T5 in w8a8, as transformers
+    asks its feed-forward layers for a `weight`, which packed ones do not have."""
+    torch.manual_seed(6)
+    model = make().eval()
+    model.save_pretrained(tmp_path / "in")
+    ck.run(quantfold, tmp_path / "in", tmp_path / "out", scheme, *options)
+    loaded, told = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
+    ids = torch.randint(0, 128, (4, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = model(input_ids=ids, decoder_input_ids=ids).logits
+        ours = loaded.eval()(input_ids=ids, decoder_input_ids=ids).logits
+    assert not torch.equal(wanted, ours)
+    assert cosine(wanted, ours) >= 0.999
 
 
 @pytest.mark.parametrize("scheme", list(LLAMA))

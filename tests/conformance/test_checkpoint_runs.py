@@ -15,8 +15,10 @@ from pathlib import Path
 import checkpoints as ck
 import numpy as np
 import pytest
+import torch
 import xxhash
 from make_llama import Shape, make_pool, write_checkpoint
+from safetensors.torch import save_file
 
 from support import snapshot
 
@@ -211,3 +213,19 @@ def test_manifest(quantfold, llama, whole, tmp_path, scheme):
         assert np.isclose(layer["mean_square_error"], (noise**2).mean(), rtol=1e-5), layer
         sqnr = 10 * np.log10((weight.astype(np.float64) ** 2).sum() / (noise**2).sum())
         assert np.isclose(layer["sqnr_db"], sqnr, atol=1e-3), layer
+
+
+def test_manifest_names_what_decided(quantfold, llama, tmp_path):
+    """Patterns, config.json and given scales; two outputs of different requests differ in it."""
+    scales = {n + "_scale": torch.tensor(0.01) for n in ck.read(llama) if ck.is_linear(n)}
+    save_file(scales, tmp_path / "s.safetensors")
+    given = ["--scales", tmp_path / "s.safetensors", "--include", "_proj", "--exclude", "up"]
+    ck.run(quantfold, llama, tmp_path / "out", "w8a16", "--manifest", *given)
+    manifest = json.loads((tmp_path / "out" / "quantfold.manifest.json").read_text())
+    assert (manifest["include"], manifest["exclude"]) == ("_proj", "up")
+    for key, file in (("config", llama / "config.json"), ("scales", tmp_path / "s.safetensors")):
+        data = file.read_bytes()
+        wanted = {"name": file.name, "bytes": len(data)}
+        assert manifest[key] == wanted | {"hash": xxhash.xxh3_128_hexdigest(data)}
+    copied = {p.name for p in llama.iterdir()} - {"config.json", "model.safetensors.index.json"}
+    assert {i["name"] for i in manifest["inputs"]} == copied

@@ -170,7 +170,8 @@ def test_unknown_instruction_set(quantfold, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "size", ["0", "", "12X", "-1", "1MM", "99999999999999999999", "1e6", "16777216T"]
+    "size",
+    ["0", "", "12X", "-1", "1MM", "99999999999999999999", "1e6", "16777216T", "1GBB", "1iB", "GB"],
 )
 def test_sizes_that_are_none(quantfold, tmp_path, size):
     make_large.write(tmp_path / "in", make_large.Spec(size=16, count=1))

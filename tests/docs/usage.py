@@ -34,7 +34,7 @@ def printed_options(text: str) -> set[str]:
 
 def accepts(quantfold, command: str, option: str) -> bool:
     """Whether the command knows the option, in its full length or cut."""
-    return "unrecognized option" not in quantfold(command, option).err
+    return "unknown option" not in quantfold(command, option).err
 
 
 def words_of(quantfold, command: str, option: str) -> list[str]:

@@ -200,7 +200,7 @@ def test_file_that_cannot_be_read(quantfold, tmp_path):
         (["{jobs}", "--only", "("], "no job has the name '('"),
         (["{jobs}", "--threads", "x"], "--threads takes a whole number"),
         (["{jobs}", "--progress", "x"], "--progress takes auto, always, never, json"),
-        (["{jobs}", "--bogus"], "cannot be understood"),
+        (["{jobs}", "--bogus"], "unknown option '--bogus'"),
     ],
 )
 def test_wrong_usage(quantfold, tmp_path, arguments, message):

@@ -13,6 +13,7 @@ import random
 import resource
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import checkpoints as ck
@@ -426,22 +427,21 @@ def test_links_that_lead_out(folder, name, absolute):
     folder.refused(name, "link")
 
 
-def test_linked_folder_that_leads_out(folder):
+@pytest.mark.parametrize("target", ["../private", ".", "..", "sub"])
+def test_linked_folders_stay_behind(folder, target):
+    """Wherever they lead; what stands in a folder of the model's own goes along once."""
     folder.file(craft({"a.weight": entry()}))
-    (folder.source.parent / "private").mkdir()
-    (folder.source.parent / "private" / "key.txt").write_text("secret")
-    (folder.source / "sub").symlink_to("../private")
-    folder.refused("key.txt", "link")
-
-
-def test_folder_that_links_to_itself(folder):
-    """It ends."""
-    folder.file(craft({"a.weight": entry()}))
-    (folder.source / "sub").mkdir()
-    (folder.source / "sub" / "again").symlink_to("..")
+    for name in (folder.source.parent / "private", folder.source / "sub"):
+        name.mkdir()
+        (name / "key.txt").write_text("secret")
+    (folder.source / "link").symlink_to(target)
     (folder.source / "loop").symlink_to("loop")
+    (folder.source / "sub" / "again").symlink_to("..")
     result = folder.run()
-    assert result.code in (0, WRONG_INPUT), result.err
+    assert result.code == 0, result.err
+    wanted = {"config.json", "model.safetensors", "sub", "sub/key.txt"}
+    assert {str(p.relative_to(folder.out)) for p in folder.out.rglob("*")} == wanted
+    assert "not taken along: link\n" in result.out
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "notes.txt"])
@@ -511,14 +511,45 @@ def test_quantized_by_others(folder, method):
     folder.refused("config.json", "quantized already")
 
 
+FP8 = '{"quant_method": "fp8"}'
+OTHERS = {
+    "text": '{"quantization_config": "gptq"}',
+    "list": '{"quantization_config": []}',
+    "compression": '{"compression_config": {"quant_method": "compressed-tensors"}}',
+    "with fp8": '{"quantization_config": %s, "compression_config": "x"}' % FP8,
+    "part": '{"text_config": {"quantization_config": {"quant_method": "awq"}}}',
+    "fp8 part": '{"a": {"text_config": {"quantization_config": %s}}}' % FP8,
+    "escaped": '{"quantization\\u005fconfig": {"quant_method": "gptq"}}',
+    "second": '{"quantization_config": %s, "quantization_config": "gptq"}' % FP8,
+    "twice": '{"quantization_config": %s, "quantization_config": %s}' % (FP8, FP8),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_quantized_in_other_words(folder, name):
+    folder.file(craft({"a.weight": entry()}))
+    (folder.source / "config.json").write_text(OTHERS[name])
+    folder.refused("config.json", "quantized already")
+
+
+def test_escaped_name_is_replaced(folder):
+    folder.file(craft({"a.weight": entry()}))
+    text = '{"a": 1.0, "quantization\\u005fconfig": %s, "b": 2}' % FP8
+    (folder.source / "config.json").write_text(text)
+    assert folder.run().code == 0
+    written = (folder.out / "config.json").read_text()
+    assert "u005f" not in written and '"a": 1.0' in written and "fp8" not in written
+    assert list(json.loads(written)) == ["a", "b", "quantization_config"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"model_type": 3, "dtype": [], "torch_dtype": {}},
         {"quantization_config": None},
-        {"quantization_config": "none"},
-        {"a": 'x\\"}{[', "b": {"quantization_config": 1}, "c": ["]", "\\"]},
+        {"quantization_config": {"quant_method": "fp8"}, "b": {"compression_config": None}},
+        {"a": 'x\\"}{[', "b": {"quantization": 1}, "c": ["]", "\\"]},
     ],
     ids=str,
 )
@@ -552,7 +583,26 @@ def test_pattern_that_is_none(folder, option):
 
 def test_nothing_is_chosen(folder):
     folder.file(craft({"a.weight": entry()}))
-    folder.refused("no weight is chosen", extra=["--exclude", "a"])
+    folder.refused("no weight is chosen", "1 stay float", "excluded", extra=["--exclude", "a"])
+    folder.file(craft({"a.bias": entry()}))
+    folder.refused("no weight is chosen", "none of the 1 tensors")
+
+
+def test_commit_as_json(folder):
+    """`ok` and `error`, as other commands have them; not two targets at once."""
+    commit = lambda *words: folder.quantfold("commit", "--json", *words)
+    result = commit("--out", folder.out)
+    told = json.loads(result.out)
+    assert result.code == WRONG_INPUT and told["ok"] is False and told["error"] in result.err
+    both = commit("--out", folder.out, "--save-path", folder.out / "m")
+    assert both.code == WRONG_USAGE and "only one of them" in both.err and not both.out
+    folder.file(craft({"a.weight": entry()}))
+    result = folder.run("--shard", "0/1")
+    assert result.code == 0 and "staged this shard's part of 2 files" in result.out
+    assert "wrote" not in result.out and not (folder.out / "model.safetensors").exists()
+    result = commit("--out", folder.out)
+    assert result.code == 0 and json.loads(result.out)["ok"] is True
+    assert (folder.out / "model.safetensors").exists()
 
 
 def test_no_model(folder):
@@ -599,7 +649,7 @@ def test_target_is_a_file(folder):
     folder.file(craft({"a.weight": entry()}))
     folder.out.write_text("x")
     result = folder.run()
-    assert result.code in (WRONG_INPUT, SYSTEM_FAILED) and "out" in result.err
+    assert result.code == WRONG_INPUT and f"{folder.out}: the target is a file" in result.err
     assert folder.out.read_text() == "x"
 
 
@@ -617,12 +667,14 @@ def larger(folder: Folder) -> None:
     (folder.source / "tokenizer.json").write_bytes(bytes(50000))
 
 
-def test_read_only_target(folder):
+@pytest.mark.parametrize("size", ["4m", "64k"])
+def test_read_only_target(folder, size):
+    """Said as such also where nothing is free, as on media that cannot be written."""
     larger(folder)
-    with tmpfs(folder.source.parent / "ro", "size=4m") as place:
+    with tmpfs(folder.source.parent / "ro", f"size={size}") as place:
         remount_read_only(place)
         folder.out = place / "out"
-        folder.refused("ro", expect=SYSTEM_FAILED)
+        folder.refused("ro", "Read-only file system", expect=SYSTEM_FAILED)
 
 
 @pytest.mark.parametrize("size", ["16k", "64k", "200k"])
@@ -633,6 +685,31 @@ def test_full_target(folder, size):
         folder.out.mkdir()
         (folder.out / "config.json").write_text("an earlier one")
         folder.refused("full", expect=SYSTEM_FAILED)
+
+
+def without_rights(folder: Folder, *words) -> subprocess.CompletedProcess:
+    """As somebody for whom modes count, which they do not for root."""
+    command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 else []
+    command += [folder.quantfold.binary, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_reading_an_output(folder):
+    """Without its slash, without its manifest, and without the right to look."""
+    folder.file(craft({"a.weight": entry()}))
+    assert folder.run("--stats").code == 0
+    for place in (folder.out, f"{folder.out}/"):
+        assert folder.quantfold("verify", place).code == 0
+        assert folder.quantfold("report", place, "--json").code == 0
+    folder.out.chmod(0)
+    for command in ("report", "verify"):
+        result = without_rights(folder, command, folder.out)
+        assert result.returncode == SYSTEM_FAILED and "Permission denied" in result.stderr
+    folder.out.chmod(0o700)
+    (folder.out / "quantfold.manifest.json").unlink()
+    result = folder.quantfold("report", folder.out)
+    wanted = f"{folder.out}/quantfold.manifest.json: there is no manifest"
+    assert result.code == WRONG_INPUT and wanted in result.err
 
 
 def test_target_without_inodes(folder):

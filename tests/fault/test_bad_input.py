@@ -785,6 +785,27 @@ def test_wrong_usage(quantfold, tmp_path, args):
     assert result.err.strip() and not list(tmp_path.iterdir())
 
 
+OPTION_ERRORS = {
+    "unknown option '--modle'": ["export", "--modle", "m"],
+    "unknown option '--save-pth'": ["check", "--save-pth=x"],
+    "unknown option '-z'": ["export", "-z"],
+    "option '--ex' is short for several": ["export", "--ex", "2"],
+    "--model needs a value": ["record", "--model"],
+    "--output needs a value": ["report", "m", "-o"],
+    "--json takes no value": ["inspect", "--json=1", "m"],
+    "--help takes no value": ["commit", "--help=me"],
+}
+
+
+@pytest.mark.parametrize("message", OPTION_ERRORS)
+def test_wrong_option_is_named(quantfold, message):
+    """In one line of the program's own, and where to look."""
+    args = OPTION_ERRORS[message]
+    result = quantfold(*args)
+    hint = f"Try: quantfold {args[0]} --help"
+    assert (result.code, result.err) == (WRONG_USAGE, f"quantfold: {message}\n{hint}\n")
+
+
 def test_help_and_version(quantfold):
     for args in (["--help"], ["export", "--help"], ["--version"]):
         result = quantfold(*args)

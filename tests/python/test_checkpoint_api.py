@@ -58,11 +58,13 @@ def test_parts_and_commit(llama, tmp_path):
     qf.checkpoint(llama, tmp_path / "whole", scheme="w8a16")
     for part in (2, 0, 1):
         qf.checkpoint(llama, tmp_path / "parts", scheme="w8a16", shard=(part, 3))
-    done = qf.commit(f"{tmp_path}/parts/", fsync=False)
+    done = qf.commit(out=tmp_path / "parts", fsync=False)
     assert snapshot(tmp_path / "parts") == snapshot(tmp_path / "whole")
     assert done.bytes_written == sum(map(len, snapshot(tmp_path / "whole").values()))
     with pytest.raises(qf.InputError):
         qf.commit(f"{tmp_path}/parts/")
+    with pytest.raises(TypeError, match="either save_path or out"):
+        qf.commit()
 
 
 def test_resume_keeps_what_is_done(llama, tmp_path):
