@@ -439,6 +439,8 @@ qf_status qf_check_against(qf_against *a)
         status = qf_infer_plan(a, &inputs, &plan, &exact);
     if (status == QF_OK && plan)
         status = compare_models(a, plan, exact);
+    if (inputs.model)
+        status = qf_files_check(inputs.model->files, inputs.model->file_count, status, a->err);
     qf_plan_free(plan);
     qf_config_close(inputs.config);
     qf_record_close(inputs.record);

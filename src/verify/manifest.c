@@ -219,8 +219,10 @@ static qf_status check_file(checker *c, const cJSON *item)
         check_parts(c, &f, item);
     XXH3_freeState(f.part);
     XXH3_freeState(f.whole);
+    qf_status status = memory ? QF_OK : qf_fail_memory(c->err);
+    status = qf_files_check(&file, 1, status, c->err);
     qf_file_close(&file);
-    return memory ? QF_OK : qf_fail_memory(c->err);
+    return status;
 }
 
 /* ---- the whole ---- */

@@ -107,6 +107,8 @@ qf_status qf_subject_open(const char *path, const char *role, qf_diagnostics *fi
         status = find_folder(out, path, err);
     if (opened && status == QF_OK)
         status = finish(out, true, readable, err);
+    status = qf_files_check(out->model.files, out->model.file_count, status, err);
+    *readable = *readable && status == QF_OK;
     if (!*readable)
         qf_subject_close(out);
     return status;

@@ -19,7 +19,8 @@ typedef struct qf_subject {
 } qf_subject;
 
 /* Opens `path`. *readable is false, and there is a finding, if not even its graph could be read;
- * nothing is then to be closed. A status other than QF_OK is the system's or memory's. */
+ * nothing is then to be closed. A status other than QF_OK is the system's or memory's, or says that
+ * a file was changed while it was read; that is to be asked again when the subject is done with. */
 qf_status qf_subject_open(const char *path, const char *role, qf_diagnostics *findings,
                           qf_subject *out, bool *readable, qf_error *err);
 /* The same for a model whose bytes are in memory, mapped as `file`, which the subject takes over.

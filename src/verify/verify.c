@@ -326,7 +326,14 @@ static qf_status run(verifier *v)
         status = check_agreement(v);
     if (status == QF_OK)
         status = check_manifest(v);
-    return status == QF_OK ? check_against(v) : status;
+    if (status == QF_OK)
+        status = check_against(v);
+    for (int t = 0; t < QF_TARGETS; t++) {
+        const qf_model *m = &v->subjects[t].model;
+        if (v->open[t])
+            status = qf_files_check(m->files, m->file_count, status, v->err);
+    }
+    return status;
 }
 
 qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostics,
@@ -347,8 +354,11 @@ qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostic
                   .result = &result,
                   .mark = qf_diag_now(diagnostics),
                   .err = err};
+    qf_diag_mark before = v.mark;
     qf_arena_init(&v.arena);
     qf_status status = run(&v);
+    if (status == QF_ERR_INPUT) /* files changed meanwhile: what was seen of them is worth nothing */
+        qf_diag_cut(diagnostics, before);
     for (int t = 0; t < QF_TARGETS; t++) {
         if (v.open[t])
             qf_subject_close(&v.subjects[t]);
