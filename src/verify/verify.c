@@ -357,7 +357,7 @@ qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostic
     qf_diag_mark before = v.mark;
     qf_arena_init(&v.arena);
     qf_status status = run(&v);
-    if (status == QF_ERR_INPUT) /* files changed meanwhile: what was seen of them is worth nothing */
+    if (status == QF_ERR_INPUT) /* a file was changed meanwhile: what was seen counts for nothing */
         qf_diag_cut(diagnostics, before);
     for (int t = 0; t < QF_TARGETS; t++) {
         if (v.open[t])
