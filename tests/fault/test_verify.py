@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -908,6 +909,24 @@ def test_checkpoint(quantfold, tmp_path):
 
 
 # ---- hostile files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a{}", "same"])
+def test_any_number_of_attributes(quantfold, outputs, name, tmp_path):
+    """Looking each of them up among the others took minutes."""
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / "m.manifest.json").unlink()
+    many = [helper.make_attribute(name.format(i), i) for i in range(60_000)]
+    many.append(helper.make_attribute(name.format("b"), list(range(100_000))))
+    s = Spoiler(folder, random.Random(0))
+    s.node(DEPLOY, "r", lambda n: n.attribute.extend(many))
+    s.node(FAKE, "r", lambda n: n.attribute.extend(many[::-1]))
+    start = time.monotonic()
+    result = quantfold("verify", folder / "m", "--json")
+    assert time.monotonic() - start < 20
+    twice = [f for f in json.loads(result.out)["findings"] if "twice" in f["message"]]
+    assert bool(twice) == (name == "same") and result.code == (1 if twice else 0)
 
 
 @pytest.mark.parametrize("seed", range(40))
