@@ -122,11 +122,11 @@ def outputs(quantfold, tmp_path_factory) -> dict[str, Output]:
     return made
 
 
-def verify(quantfold, prefix: Path, *args) -> dict:
-    """The JSON of a run; it must have ended as it says."""
+def verify(quantfold, prefix: Path, *args, code: int = 1) -> dict:
+    """The JSON of a run; it must have ended as it says, with `code` if it is not well."""
     result = quantfold("verify", prefix, "--json", *args)
     found = json.loads(result.out)
-    assert result.code == (0 if found["ok"] else 1), result.err
+    assert result.code == (0 if found["ok"] else code), result.err
     return found
 
 
@@ -859,6 +859,51 @@ def test_memory_does_not_grow_with_the_weights(quantfold, tmp_path, op, place):
         code, kib = map(int, run.stdout.split())
         assert code == 0, run.stderr
         assert kib * 1024 < most, f"{kib / 1000:.0f} MB resident, {against}"
+
+
+# ---- runnable models ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_runnable_beside_models_of_a_folder(quantfold, outputs, slash, tmp_path):
+    """A folder is meant as one with and without a slash behind it."""
+    o, folder = outputs["plain"], tmp_path / "out"
+    quantfold.export(o.model, o.record, f"{folder}/")
+    found = verify(quantfold, f"{folder}{slash}", "--runnable")
+    assert found["ok"] and Path(found["runnable"]) == folder / "runnable_model.onnx"
+    assert (folder / "runnable_model.onnx").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_runnable_is_named(quantfold, outputs, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    result = quantfold("verify", folder / "m", "--runnable")
+    assert result.code == 0 and str(folder / "m_runnable_model.onnx") in result.out
+    assert (folder / "m_runnable_model.onnx").is_file()
+    assert "runnable" not in verify(quantfold, folder / "m")
+
+
+def test_runnable_without_a_deploy_model(quantfold, outputs, tmp_path):
+    o = outputs["plain"]
+    quantfold.export(o.model, o.record, tmp_path / "out" / "m", "--emit", "fake-quant")
+    checkpoint = make_checkpoint(quantfold, tmp_path)
+    for prefix in (tmp_path / "out" / "m", checkpoint):
+        found = verify(quantfold, prefix, "--runnable")
+        assert not found["ok"] and found["runnable"] is None
+        assert [f["message"] for f in errors(found)][0].endswith(
+            "there is no deploy model to make runnable"
+        )
+
+
+def test_why_there_is_no_runnable_model_has_its_place(quantfold, outputs, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / ".m.quantfold-partial").write_text("in the way")
+    found = verify(quantfold, folder / "m", "--runnable", code=3)
+    last = errors(found)[-1]
+    assert not found["ok"] and found["runnable"] is None
+    assert ".m.quantfold-partial" in last["file"] + last["message"], last
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

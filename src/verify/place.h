@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where the output that is looked at lies: what was given, as the save path that it is meant as,
+ * and the models of that name. */
+#ifndef QF_VERIFY_PLACE_H
+#define QF_VERIFY_PLACE_H
+
+#include "base/arena.h"
+#include "base/error.h"
+
+enum { QF_PLACE_DEPLOY, QF_PLACE_FAKE_QUANT, QF_PLACE_MODELS }; /* as qf_target */
+
+typedef struct qf_place {
+    qf_arena arena; /* of the texts */
+    const char *save_path, *folder, *prefix;
+    const char *names[QF_PLACE_MODELS], *paths[QF_PLACE_MODELS]; /* of the models */
+    bool exists[QF_PLACE_MODELS];
+    const char *runnable; /* path of the runnable model, whether it is there or not */
+} qf_place;
+
+/* A folder without a slash behind it is meant as one, unless models have its name. Release in any
+ * case. */
+qf_status qf_place_find(const char *given, qf_place *out, qf_error *err);
+void qf_place_release(qf_place *place);
+
+/* Whether something of this path is there. Fails if that cannot be told. */
+qf_status qf_exists(const char *path, bool *exists, qf_error *err);
+
+#endif
