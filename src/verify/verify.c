@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The checks one behind the other. None ends at what it finds. */
 #include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -209,20 +210,24 @@ static qf_status is_checkpoint(verifier *v, bool *found)
 }
 
 /* Names of the shards that lie in the folder. */
-static bool list_shards(verifier *v, qf_manifest_files *files)
+static qf_status list_shards(verifier *v, qf_manifest_files *files)
 {
     DIR *dir = opendir(v->options->prefix);
     bool memory = true;
-    for (struct dirent *e; dir && memory && (e = readdir(dir));) {
+    if (!dir)
+        return qf_fail_errno(v->err, v->options->prefix, errno, "cannot list the folder");
+    for (struct dirent *e; memory && (errno = 0, e = readdir(dir));) {
         if (!qf_ends_with(e->d_name, ".safetensors") &&
             strcmp(e->d_name, "model.safetensors.index.json") != 0)
             continue;
         char *name = qf_arena_strdup(&v->arena, e->d_name);
         memory = name && qf_manifest_files_add(files, name);
     }
-    if (dir)
-        closedir(dir);
-    return memory;
+    int e = memory ? errno : 0;
+    closedir(dir);
+    if (e)
+        return qf_fail_errno(v->err, v->options->prefix, e, "cannot list the folder");
+    return memory ? QF_OK : qf_fail_memory(v->err);
 }
 
 static qf_status check_checkpoint(verifier *v)
@@ -245,8 +250,9 @@ static qf_status check_checkpoint(verifier *v)
     if (status != QF_OK)
         return status;
     v->place.folder = v->options->prefix;
-    status = list_shards(v, &present) ? check_hashes(v, CHECKPOINT_MANIFEST, &present)
-                                      : qf_fail_memory(v->err);
+    status = list_shards(v, &present);
+    if (status == QF_OK)
+        status = check_hashes(v, CHECKPOINT_MANIFEST, &present);
     if (v->options->model)
         warn(v, NULL, "payloads of checkpoints are not recomputed");
     end_check(v, QF_VERIFY_AGAINST);
