@@ -861,6 +861,29 @@ def test_memory_does_not_grow_with_the_weights(quantfold, tmp_path, op, place):
         assert kib * 1024 < most, f"{kib / 1000:.0f} MB resident, {against}"
 
 
+# ---- names of sources ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [3, 511, 2000])
+def test_long_names(quantfold, tmp_path, length):
+    """Of a QuantizeLinear and DequantizeLinear that no layer reads, behind a Conv that has its own."""
+    net, name = Net(), "n" * length
+    scale, zero = net.weight("scale", np.float32(0.03)), net.weight("zero", np.int8(0))
+    y = net.op("QuantizeLinear", [net.input("x", normal(2, 4, 6, 6)), scale, zero], "q")
+    y = net.op("DequantizeLinear", [y, scale, zero], "dq")
+    w = net.weight("w", np.arange(216, dtype=np.int8).reshape(6, 4, 3, 3))
+    y = net.op("Conv", [y, net.op("DequantizeLinear", [w, scale, zero], "wdq")], "conv")
+    y = net.op("QuantizeLinear", [y, scale, zero], name)
+    net.output(net.op("Relu", [net.op("DequantizeLinear", [y, scale, zero], "free")], "r"))
+    onnx.save(net.model(), str(tmp_path / "model.onnx"))
+    line = ["export", "--model", tmp_path / "model.onnx", "--save-path", tmp_path / "m"]
+    assert quantfold(*line, "--from", "qdq").code == 0
+    deploy = onnx.load(str(tmp_path / DEPLOY))
+    assert any(n.op_type == "AscendAntiQuant" and name in n.name for n in deploy.graph.node)
+    found = verify(quantfold, tmp_path / "m", "--against", tmp_path / "model.onnx", "--from", "qdq")
+    assert found["ok"], errors(found)
+
+
 # ---- runnable models ------------------------------------------------------------------------------
 
 
