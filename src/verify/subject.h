@@ -36,6 +36,10 @@ void qf_subject_note(const qf_subject *subject, const char *item, const char *fo
 /* The tensor that a value is, constant nodes and Identity looked through; NULL if it is none. */
 const Onnx__TensorProto *qf_subject_constant(qf_value *value);
 
+/* The DequantizeLinear of a weight that was quantized alone: named <tensor>.dequantize, of the
+ * initializers <tensor>.quantized and <tensor>.scale. A source's own may have the first name. */
+bool qf_is_weight_only(const qf_node *node);
+
 /* Name of a node as the file has it, or that of its first output. */
 const char *qf_subject_node_name(const qf_node *node);
 

@@ -884,6 +884,24 @@ def test_long_names(quantfold, tmp_path, length):
     assert found["ok"], errors(found)
 
 
+def test_a_dequantize_of_the_source(quantfold, tmp_path):
+    """A DequantizeLinear that has the name of ours, of a table of uint8; and one of ours."""
+    net = Net()
+    table = net.weight("table", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    scale, zero = net.weight("s", np.float32(0.1)), net.weight("z", np.uint8(7))
+    y = net.op("DequantizeLinear", [table, scale, zero], "emb.dequantize")
+    y = net.op("MatMul", [net.input("x", normal(2, 8)), y], "first")
+    net.output(net.op("MatMul", [y, net.weight("w", normal(8, 64))], "m"))
+    onnx.save(net.model(), str(tmp_path / "model.onnx"))
+    line = ["export", "--model", tmp_path / "model.onnx", "--save-path", tmp_path / "m"]
+    assert quantfold(*line, "--weight-only", "w8a16").code == 0
+    found = verify(quantfold, tmp_path / "m")
+    assert found["ok"] and found["layers"] == 1, errors(found)
+    s = Spoiler(tmp_path, random.Random(0))
+    s.values(DEPLOY, "w.scale", set_first(-1))
+    assert [f["check"] for f in errors(verify(quantfold, tmp_path / "m"))][0] == "structure"
+
+
 # ---- runnable models ------------------------------------------------------------------------------
 
 
