@@ -62,13 +62,14 @@ static void note(checker *c, const char *item, const char *format, ...)
 
 /* ---- files ---- */
 
+/* A path below the folder, in the one way to write it. */
 static bool is_safe(const char *name)
 {
-    if (!*name || *name == '/')
+    if (!*name)
         return false;
     for (const char *at = name; *at;) {
         size_t n = strcspn(at, "/");
-        if (n == 2 && at[0] == '.' && at[1] == '.')
+        if (n == 0 || (n == 1 && at[0] == '.') || (n == 2 && at[0] == '.' && at[1] == '.'))
             return false;
         at += n + (at[n] == '/');
     }
@@ -216,6 +217,10 @@ static qf_status check_file(checker *c, const cJSON *item)
     const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(item, "name"));
     if (!name || !qf_json_get_integer(item, "bytes", &bytes)) {
         note(c, NULL, "an entry of 'files' has no name or no size; the manifest is damaged");
+        return QF_OK;
+    }
+    if (qf_strmap_get(&c->named, name)) {
+        note(c, name, "the file is named twice in 'files'; the manifest is damaged");
         return QF_OK;
     }
     if (!qf_strmap_set(&c->named, name, c))

@@ -947,6 +947,20 @@ def test_why_there_is_no_runnable_model_has_its_place(quantfold, outputs, tmp_pa
     assert ".m.quantfold-partial" in last["file"] + last["message"], last
 
 
+# ---- exports that were not finished --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["m", "", "m" * 220])
+def test_unfinished_export_is_told(quantfold, outputs, prefix, tmp_path):
+    """Whatever the staging folder is called."""
+    o, path = outputs["plain"], f"{tmp_path}/{prefix}"
+    quantfold.export(o.model, o.record, path)
+    line = ["export", "--model", o.model, "--record", o.record, "--save-path", path]
+    assert quantfold(*line, "--shard", "0/2").code == 0
+    said = [f["message"] for f in verify(quantfold, path)["findings"]]
+    assert any("was not finished" in m for m in said), said
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -995,6 +1009,24 @@ def test_checkpoint(quantfold, tmp_path):
 
 
 # ---- hostile files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["{}", "./{}", ".//{}"])
+def test_a_manifest_that_names_a_file_again_and_again(quantfold, outputs, name, tmp_path):
+    """It is hashed once."""
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+
+    def work(document):
+        file = document["files"][0]
+        document["files"] += [file | {"name": name.format(file["name"])}] * 1000
+
+    whole = verify(quantfold, folder / "m")["hashed"]
+    Spoiler(folder, random.Random(0)).manifest(work)
+    found = verify(quantfold, folder / "m")
+    assert found["hashed"] == whole and found["checks"]["manifest"]["errors"] == 1000
+    said = {f["message"] for f in errors(found)}
+    assert any("twice" in m or "no path below" in m for m in said)
 
 
 @pytest.mark.parametrize("name", ["a{}", "same"])
