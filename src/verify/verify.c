@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "exec/stage.h"
 #include "verify/against.h"
 #include "verify/agree.h"
 #include "verify/manifest.h"
@@ -74,9 +75,10 @@ static qf_status check_model(verifier *v, int t)
 
 static qf_status check_structure(verifier *v)
 {
+    char name[NAME_MAX + 1];
     bool unfinished = false;
-    char *partial =
-        qf_arena_printf(&v->arena, "%s/.%s.quantfold-partial", v->place.folder, v->place.prefix);
+    qf_stage_name(v->place.prefix, name);
+    char *partial = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, name);
     qf_status status = partial ? qf_exists(partial, &unfinished, v->err) : qf_fail_memory(v->err);
     for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
         if (v->place.exists[t])
