@@ -127,6 +127,7 @@ static void check_quant(qf_subject *s, const qf_node *node)
         return;
     check_output_name(s, node, ".quant");
     check_quantization(s, node);
+    qf_check_declared(s, node);
     check_readers(s, node);
 }
 
@@ -194,6 +195,7 @@ static qf_status check_dequant(qf_subject *s, const qf_node *node, qf_error *err
     if (!qf_is_name(node->inputs[1]->name, layer->name, ".dequant.param"))
         qf_subject_note(s, node->name, "its parameter is '%s'; expected '%s.dequant.param'",
                         node->inputs[1]->name, layer->name);
+    qf_check_sums(s, node);
     return qf_check_layer(s, layer, node, err);
 }
 

@@ -288,6 +288,16 @@ def setter(**fields):
     return work
 
 
+def add_attribute(name: str, value):
+    return lambda n: n.attribute.append(helper.make_attribute(name, value))
+
+
+def declare(name: str, kind: int, dims: list[int]):
+    """An entry of the deploy model's value_info."""
+    info = helper.make_tensor_value_info(name, kind, dims)
+    return lambda s: s.edit(DEPLOY, lambda m: m.graph.value_info.append(info))
+
+
 def make_cycle(model: onnx.ModelProto) -> None:
     nodes = {n.name: n for n in model.graph.node}
     nodes["r"].input[0] = nodes["last"].output[0]
@@ -586,6 +596,20 @@ CORRUPTIONS = {
         PAYLOAD,
         "operator set",
     ),
+    "opset too old in both": Corruption(
+        both(lambda s, w: s.edit(w, lambda m: setter(version=5)(m.opset_import[0]))),
+        STRUCTURAL,
+        "operator set 5",
+    ),
+    "transA in both": Corruption(
+        both(lambda s, w: s.node(w, "g", add_attribute("transA", 1))), STRUCTURAL, "transA"
+    ),
+    "float declared for integers": Corruption(
+        declare("c.quant.output0", TensorProto.FLOAT, [2, 4, 6, 6]), STRUCTURAL, "c.quant.output0"
+    ),
+    "rank declared for integers": Corruption(
+        declare("c.quant.output0", TensorProto.INT8, [2, 4]), STRUCTURAL, "c.quant.output0"
+    ),
     "no opset": Corruption(
         lambda s: s.edit(DEPLOY, lambda m: m.ClearField("opset_import")), ALL, "operator set"
     ),
@@ -764,6 +788,43 @@ def test_table_of_what_found_what():
     for name, by in TABLE.items():
         print("| " + " | ".join([name, *("x" if c in by else "" for c in order)]) + " |")
     assert len(CORRUPTIONS) >= 30
+
+
+# ---- what a source may bring along ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "node, name, value",
+    [("c", "colour", 1), ("m", "transB", 0), ("g", "alpha", 2.0), ("g", "beta", 0.5)],
+)
+def test_attributes_of_the_source_are_warnings(quantfold, outputs, node, name, value, tmp_path):
+    """The same in both models: an export takes them over, so the output may well be sound."""
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / "m.manifest.json").unlink()
+
+    def change(n):
+        kept = [a for a in n.attribute if a.name != name]
+        n.ClearField("attribute")
+        n.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    for which in (DEPLOY, FAKE):
+        Spoiler(folder, random.Random(0)).node(which, node, change)
+    found = verify(quantfold, folder / "m")
+    said = [f for f in found["findings"] if f["item"] == node and f"'{name}'" in f["message"]]
+    assert found["ok"] and {Path(f["file"]).name for f in said} == {DEPLOY, FAKE}
+    assert {f["severity"] for f in said} == {"warning"}
+
+
+def test_float_declared_for_sums_is_a_warning(quantfold, outputs, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / "m.manifest.json").unlink()
+    model = onnx.load(str(folder / DEPLOY))
+    sums = next(n.input[0] for n in model.graph.node if n.name == "c.dequant")
+    declare(sums, TensorProto.FLOAT, [2, 6, 4, 4])(Spoiler(folder, random.Random(0)))
+    found = verify(quantfold, folder / "m")
+    assert found["ok"] and any(f["item"] == sums for f in found["findings"])
 
 
 # ---- one model, none, other folders --------------------------------------------------------------
