@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "verify/place.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "base/file.h"
@@ -65,20 +67,82 @@ static qf_status name_models(qf_place *p, const char *save_path, qf_error *err)
     return p->runnable ? status : qf_fail_memory(err);
 }
 
+static bool any(const qf_place *p)
+{
+    return p->exists[QF_PLACE_DEPLOY] || p->exists[QF_PLACE_FAKE_QUANT];
+}
+
+/* The save path of a file that an export wrote; NULL if it has no such name. */
+static char *save_path_of(qf_place *p, const char *file)
+{
+    static const char *const ends[] = {"deploy_model.onnx", "fake_quant_model.onnx",
+                                       "runnable_model.onnx", "manifest.json"};
+    const char *slash = strrchr(file, '/');
+    size_t head = slash ? (size_t)(slash - file) + 1 : 0, n = strlen(file);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        size_t m = strlen(ends[i]);
+        char mark = strcmp(ends[i], "manifest.json") == 0 ? '.' : '_';
+        if (!qf_ends_with(file + head, ends[i]))
+            continue;
+        if (n - m == head)
+            return qf_arena_printf(&p->arena, "%.*s", head ? (int)head : 2, head ? file : "./");
+        if (file[n - m - 1] == mark && n - m - 1 > head)
+            return qf_arena_strndup(&p->arena, file, n - m - 1);
+    }
+    return NULL;
+}
+
 qf_status qf_place_find(const char *given, qf_place *out, qf_error *err)
 {
-    bool exists, folder;
+    bool exists, folder = false;
     *out = (qf_place){0};
     qf_arena_init(&out->arena);
     const char *save_path = qf_arena_strdup(&out->arena, given);
     qf_status status = save_path ? name_models(out, save_path, err) : qf_fail_memory(err);
     if (status == QF_OK)
         status = look_at(save_path, &exists, &folder, err);
-    if (status != QF_OK || out->exists[0] || out->exists[1] || !folder ||
-        qf_ends_with(save_path, "/"))
+    if (status != QF_OK || any(out) || qf_ends_with(save_path, "/"))
         return status;
-    char *path = qf_arena_printf(&out->arena, "%s/", save_path);
-    return path ? name_models(out, path, err) : qf_fail_memory(err);
+    char *other =
+        folder ? qf_arena_printf(&out->arena, "%s/", save_path) : save_path_of(out, save_path);
+    if (!other)
+        return folder ? qf_fail_memory(err) : QF_OK;
+    return name_models(out, other, err);
+}
+
+/* Bytes before the ending of a model's name; 0 if it is none's, or has nothing before. */
+static size_t stem_of(const char *name)
+{
+    static const char *const ends[] = {"_deploy_model.onnx", "_fake_quant_model.onnx",
+                                       "_runnable_model.onnx"};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (qf_ends_with(name, ends[i]))
+            return strlen(name) - strlen(ends[i]);
+    }
+    return 0;
+}
+
+qf_status qf_place_suggest(qf_place *p, const char **save_path, qf_error *err)
+{
+    const char *best = NULL;
+    DIR *dir = *p->prefix ? NULL : opendir(p->folder);
+    *save_path = NULL;
+    if (!dir)
+        return QF_OK; /* there is nothing to suggest */
+    for (const struct dirent *e; (e = readdir(dir));) {
+        size_t n = stem_of(e->d_name);
+        char *stem = n ? qf_arena_strndup(&p->arena, e->d_name, n) : NULL;
+        if (n && !stem) {
+            closedir(dir);
+            return qf_fail_memory(err);
+        }
+        if (stem && (!best || strcmp(stem, best) < 0))
+            best = stem;
+    }
+    closedir(dir);
+    if (best)
+        *save_path = path_of(p, best);
+    return best && !*save_path ? qf_fail_memory(err) : QF_OK;
 }
 
 void qf_place_release(qf_place *place)

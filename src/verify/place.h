@@ -17,9 +17,11 @@ typedef struct qf_place {
     const char *runnable; /* path of the runnable model, whether it is there or not */
 } qf_place;
 
-/* A folder without a slash behind it is meant as one, unless models have its name. Release in any
- * case. */
+/* Unless models have the name that is given: a folder without a slash behind it is meant as one, and
+ * a file that an export wrote stands for its save path. Release in any case. */
 qf_status qf_place_find(const char *given, qf_place *out, qf_error *err);
+/* Of a folder without models of its own: the save path of others in it; NULL if there is none. */
+qf_status qf_place_suggest(qf_place *place, const char **save_path, qf_error *err);
 void qf_place_release(qf_place *place);
 
 /* Whether something of this path is there. Fails if that cannot be told. */

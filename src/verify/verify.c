@@ -73,6 +73,24 @@ static qf_status check_model(verifier *v, int t)
     return status;
 }
 
+static bool has_models(const verifier *v)
+{
+    return v->place.exists[QF_DEPLOY] || v->place.exists[QF_FAKE_QUANT];
+}
+
+static qf_status note_missing(verifier *v)
+{
+    const char *other;
+    qf_status status = qf_place_suggest(&v->place, &other, v->err);
+    if (status == QF_OK)
+        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = v->options->prefix},
+                    "there is neither %s nor %s, and no exported checkpoint; give the export's "
+                    "--save-path%s%s%s",
+                    v->place.paths[QF_DEPLOY], v->place.paths[QF_FAKE_QUANT],
+                    other ? ", such as '" : "", other ? other : "", other ? "'" : "");
+    return status;
+}
+
 static qf_status check_structure(verifier *v)
 {
     char name[NAME_MAX + 1];
@@ -85,11 +103,8 @@ static qf_status check_structure(verifier *v)
             status = check_model(v, t);
     }
     v->result->done[QF_VERIFY_STRUCTURE] = v->result->models > 0;
-    if (!v->place.exists[QF_DEPLOY] && !v->place.exists[QF_FAKE_QUANT])
-        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = v->options->prefix},
-                    "there is neither %s nor %s, and no exported checkpoint; give the export's "
-                    "--save-path",
-                    v->place.paths[QF_DEPLOY], v->place.paths[QF_FAKE_QUANT]);
+    if (status == QF_OK && !has_models(v))
+        status = note_missing(v);
     if (unfinished)
         warn(v, partial, "an export to this path was not finished; run it again");
     end_check(v, QF_VERIFY_STRUCTURE);
@@ -202,10 +217,10 @@ static qf_status is_checkpoint(verifier *v, bool *found)
                                         "model.safetensors"};
     qf_status status = QF_OK;
     *found = false;
-    if (v->place.exists[0] || v->place.exists[1])
+    if (has_models(v) || *v->place.prefix)
         return QF_OK;
     for (size_t i = 0; status == QF_OK && i < sizeof marks / sizeof *marks && !*found; i++) {
-        const char *path = qf_arena_printf(&v->arena, "%s/%s", v->options->prefix, marks[i]);
+        const char *path = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, marks[i]);
         status = path ? qf_exists(path, found, v->err) : qf_fail_memory(v->err);
     }
     return status;
@@ -214,10 +229,10 @@ static qf_status is_checkpoint(verifier *v, bool *found)
 /* Names of the shards that lie in the folder. */
 static qf_status list_shards(verifier *v, qf_manifest_files *files)
 {
-    DIR *dir = opendir(v->options->prefix);
+    DIR *dir = opendir(v->place.folder);
     bool memory = true;
     if (!dir)
-        return qf_fail_errno(v->err, v->options->prefix, errno, "cannot list the folder");
+        return qf_fail_errno(v->err, v->place.folder, errno, "cannot list the folder");
     for (struct dirent *e; memory && (errno = 0, e = readdir(dir));) {
         if (!qf_ends_with(e->d_name, ".safetensors") &&
             strcmp(e->d_name, "model.safetensors.index.json") != 0)
@@ -228,7 +243,7 @@ static qf_status list_shards(verifier *v, qf_manifest_files *files)
     int e = memory ? errno : 0;
     closedir(dir);
     if (e)
-        return qf_fail_errno(v->err, v->options->prefix, e, "cannot list the folder");
+        return qf_fail_errno(v->err, v->place.folder, e, "cannot list the folder");
     return memory ? QF_OK : qf_fail_memory(v->err);
 }
 
@@ -237,7 +252,7 @@ static qf_status check_checkpoint(verifier *v)
     qf_checkpoint *checkpoint = NULL;
     qf_manifest_files present = {0};
     qf_error err;
-    qf_status status = qf_checkpoint_open(v->options->prefix, &checkpoint, &err);
+    qf_status status = qf_checkpoint_open(v->place.folder, &checkpoint, &err);
     if (status == QF_ERR_INPUT) {
         qf_diagnostics_add_error(v->findings, &err);
         status = QF_OK;
@@ -251,7 +266,6 @@ static qf_status check_checkpoint(verifier *v)
     end_check(v, QF_VERIFY_AGREEMENT);
     if (status != QF_OK)
         return status;
-    v->place.folder = v->options->prefix;
     status = list_shards(v, &present);
     if (status == QF_OK)
         status = check_hashes(v, CHECKPOINT_MANIFEST, &present);

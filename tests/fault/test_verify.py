@@ -849,6 +849,24 @@ def test_nothing_there(quantfold, tmp_path):
     assert result.code == 1 and "neither" in result.err
 
 
+@pytest.mark.parametrize("name", [DEPLOY, FAKE, "m.manifest.json"])
+def test_a_file_of_the_output_stands_for_it(quantfold, outputs, name, tmp_path):
+    o = outputs["plain"]
+    assert verify(quantfold, o.folder / name)["checks"]["agreement"]["done"]
+    quantfold.export(o.model, o.record, f"{tmp_path}/", "--manifest")
+    bare = name.removeprefix("m_").removeprefix("m.")
+    assert verify(quantfold, tmp_path / bare)["checks"]["manifest"]["done"]
+    result = quantfold("verify", bare, "--json", cwd=tmp_path)
+    assert result.code == 0 and json.loads(result.out)["checks"]["manifest"]["done"]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_models_of_a_folder_are_suggested(quantfold, outputs, slash):
+    folder = outputs["plain"].folder
+    found = verify(quantfold, f"{folder}{slash}")
+    assert f"--save-path, such as '{folder}/m'" in errors(found)[0]["message"]
+
+
 def test_usage(quantfold, tmp_path):
     assert quantfold("verify").code == 2
     assert quantfold("verify", "a", "b").code == 2
