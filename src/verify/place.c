@@ -63,13 +63,16 @@ static qf_status name_models(qf_place *p, const char *save_path, qf_error *err)
             return qf_fail_memory(err);
         status = qf_exists(p->paths[t], &p->exists[t], err);
     }
-    p->runnable = path_of(p, name_of(p, "runnable_model.onnx"));
-    return p->runnable ? status : qf_fail_memory(err);
+    if (status != QF_OK)
+        return status;
+    p->runnable_name = name_of(p, "runnable_model.onnx");
+    p->runnable = path_of(p, p->runnable_name);
+    return p->runnable ? qf_exists(p->runnable, &p->runnable_exists, err) : qf_fail_memory(err);
 }
 
 static bool any(const qf_place *p)
 {
-    return p->exists[QF_PLACE_DEPLOY] || p->exists[QF_PLACE_FAKE_QUANT];
+    return p->exists[QF_PLACE_DEPLOY] || p->exists[QF_PLACE_FAKE_QUANT] || p->runnable_exists;
 }
 
 /* The save path of a file that an export wrote; NULL if it has no such name. */

@@ -14,7 +14,8 @@ typedef struct qf_place {
     const char *save_path, *folder, *prefix;
     const char *names[QF_PLACE_MODELS], *paths[QF_PLACE_MODELS]; /* of the models */
     bool exists[QF_PLACE_MODELS];
-    const char *runnable; /* path of the runnable model, whether it is there or not */
+    const char *runnable_name, *runnable; /* the runnable model, and its path */
+    bool runnable_exists;
 } qf_place;
 
 /* Unless models have the name that is given: a folder without a slash behind it is meant as one, and

@@ -20,6 +20,7 @@ typedef struct verifier {
     qf_verify_result *result;
     qf_arena arena;
     qf_place place;
+    bool checkable; /* there is something whose inside is looked at */
     bool open[QF_TARGETS], walkable[QF_TARGETS];
     qf_subject subjects[QF_TARGETS];
     qf_diag_mark mark;
@@ -81,6 +82,11 @@ static bool has_models(const verifier *v)
 static qf_status note_missing(verifier *v)
 {
     const char *other;
+    if (v->place.runnable_exists) {
+        warn(v, v->place.runnable,
+             "a runnable model alone is not looked into; its bytes are compared with a manifest's");
+        return QF_OK;
+    }
     qf_status status = qf_place_suggest(&v->place, &other, v->err);
     if (status == QF_OK)
         qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = v->options->prefix},
@@ -103,7 +109,8 @@ static qf_status check_structure(verifier *v)
             status = check_model(v, t);
     }
     v->result->done[QF_VERIFY_STRUCTURE] = v->result->models > 0;
-    if (status == QF_OK && !has_models(v))
+    v->checkable = has_models(v);
+    if (status == QF_OK && !v->checkable)
         status = note_missing(v);
     if (unfinished)
         warn(v, partial, "an export to this path was not finished; run it again");
@@ -159,14 +166,17 @@ static qf_status check_hashes(verifier *v, const char *name, const qf_manifest_f
     bool *done = &v->result->done[QF_VERIFY_MANIFEST];
     qf_status status = qf_check_manifest(v->place.folder, name, present, v->findings, done,
                                          &v->result->hashed, v->err);
-    if (status == QF_OK && !*done) {
-        char *path = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, name);
-        if (!path)
-            return qf_fail_memory(v->err);
+    char *path = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, name);
+    if (!path)
+        return qf_fail_memory(v->err);
+    if (status == QF_OK && !*done && v->checkable)
         warn(v, path,
              "there is no manifest, so that the files' bytes were not compared with what was "
              "written (--manifest at the export)");
-    }
+    else if (status == QF_OK && !*done && v->place.runnable_exists)
+        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = path},
+                    "there is no manifest, so that nothing is known of the runnable model "
+                    "(--manifest at the export)");
     end_check(v, QF_VERIFY_MANIFEST);
     return status;
 }
@@ -177,6 +187,8 @@ static qf_status check_manifest(verifier *v)
     listing l = {.files = &present, .memory = true};
     char *name = qf_arena_printf(&v->arena, "%s%smanifest.json", v->place.prefix,
                                  *v->place.prefix ? "." : "");
+    if (!has_models(v) && v->place.runnable_exists)
+        l.memory = qf_manifest_files_add(&present, v->place.runnable_name);
     for (int t = 0; name && l.memory && t < QF_TARGETS; t++) {
         if (v->place.exists[t])
             l.memory = qf_manifest_files_add(&present, v->place.names[t]);
@@ -259,6 +271,7 @@ static qf_status check_checkpoint(verifier *v)
     } else if (status != QF_OK && v->err) {
         *v->err = err;
     }
+    v->checkable = true;
     v->result->models = checkpoint != NULL;
     v->result->done[QF_VERIFY_STRUCTURE] = true;
     qf_checkpoint_close(checkpoint);

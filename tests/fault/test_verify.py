@@ -847,6 +847,7 @@ def test_one_model_alone(quantfold, outputs, tmp_path):
 def test_nothing_there(quantfold, tmp_path):
     result = quantfold("verify", tmp_path / "m")
     assert result.code == 1 and "neither" in result.err
+    assert "manifest" not in result.err and len(result.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [DEPLOY, FAKE, "m.manifest.json"])
@@ -1002,6 +1003,22 @@ def test_runnable_is_named(quantfold, outputs, tmp_path):
     assert result.code == 0 and str(folder / "m_runnable_model.onnx") in result.out
     assert (folder / "m_runnable_model.onnx").is_file()
     assert "runnable" not in verify(quantfold, folder / "m")
+
+
+def test_a_runnable_model_alone(quantfold, outputs, tmp_path):
+    """It is not looked into; a manifest says whether its bytes are those that were written."""
+    o = outputs["plain"]
+    for options in (["--manifest"], []):
+        quantfold.export(o.model, o.record, tmp_path / "m", "--emit", "runnable", *options)
+        found = verify(quantfold, tmp_path / "m")
+        assert found["ok"] == bool(options), found["findings"]
+        assert any("runnable model alone" in f["message"] for f in found["findings"])
+        assert found["checks"]["manifest"]["done"] == bool(options)
+        assert not found["checks"]["structure"]["done"]
+        if options:
+            Spoiler(tmp_path, random.Random(0)).flip_byte("m_runnable_model.onnx")
+            assert {f["check"] for f in errors(verify(quantfold, tmp_path / "m"))} == {"manifest"}
+            (tmp_path / "m.manifest.json").unlink()
 
 
 def test_runnable_without_a_deploy_model(quantfold, outputs, tmp_path):
