@@ -53,6 +53,8 @@ static int read_arguments(int argc, char **argv, arguments *a)
         return cli_usage_error("report", optind == argc ? "PREFIX is needed"
                                                         : "there is more than one PREFIX");
     a->prefix = argv[optind];
+    if (!*a->prefix)
+        return cli_usage_error("report", "PREFIX is empty");
     if (a->json && a->output && strcmp(a->output, "-") == 0)
         return cli_usage_error("report", "--json takes standard output, so --output cannot be -");
     return -1;

@@ -72,6 +72,36 @@ static const cli_option table[] = {
     {.name = "quiet", .letter = 'q', .kind = CLI_FLAG, .at = offsetof(arguments, quiet)},
     {0}};
 
+/* The first option that was given and says nothing without --against; NULL: none. */
+static const char *needs_source(const cli_export *given)
+{
+    cli_export plain;
+    cli_export_init(&plain);
+    const qf_export_options *a = &given->options, *b = &plain.options;
+    const struct {
+        const char *name;
+        bool is_given;
+    } options[] = {
+        {"record", given->inputs.record},
+        {"config", given->inputs.config},
+        {"weight-only", a->weight_only},
+        {"include", a->include},
+        {"exclude", a->exclude},
+        {"from", a->source != b->source},
+        {"on-unsupported", a->on_unsupported != b->on_unsupported},
+        {"free-qdq", a->free_qdq != b->free_qdq},
+        {"input-names", given->input_names},
+        {"output-names", given->output_names},
+        {"dynamic-axes", given->dynamic_axes},
+        {"external-threshold", a->external_threshold != b->external_threshold},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        if (options[i].is_given)
+            return options[i].name;
+    }
+    return NULL;
+}
+
 /* -1: go on; else an exit code. */
 static int read_arguments(int argc, char **argv, arguments *a)
 {
@@ -80,11 +110,11 @@ static int read_arguments(int argc, char **argv, arguments *a)
     int code = cli_read_options("verify", help, table, a, argc, argv, &a->prefix);
     if (code >= 0)
         return code;
-    if (!a->prefix)
+    if (!a->prefix || !*a->prefix)
         return cli_usage_error("verify", "the output to look at must be named");
-    const cli_inputs *inputs = &a->planned.inputs;
-    if (!inputs->model && (inputs->record || inputs->config))
-        return cli_usage_error("verify", "--record and --config need --against");
+    const char *option = a->planned.inputs.model ? NULL : needs_source(&a->planned);
+    if (option)
+        return cli_usage_error("verify", "--%s needs --against", option);
     return -1;
 }
 
@@ -123,6 +153,11 @@ static int print_json(const arguments *a, const qf_diagnostics *list, const qf_v
     return cli_print_json(root);
 }
 
+static void print_count(uint64_t count, const char *what, const char *end)
+{
+    printf("%llu %s%s%s", (unsigned long long)count, what, count == 1 ? "" : "s", end);
+}
+
 static void print_check(const qf_verify_result *r, int check)
 {
     char size[32];
@@ -133,11 +168,12 @@ static void print_check(const qf_verify_result *r, int check)
     }
     switch ((qf_verify_check)check) {
     case QF_VERIFY_STRUCTURE:
-        printf("%llu models, %llu quantized layers, %llu tensors", (unsigned long long)r->models,
-               (unsigned long long)r->layers, (unsigned long long)r->tensors);
+        print_count(r->models, "model", ", ");
+        print_count(r->layers, "quantized layer", ", ");
+        print_count(r->tensors, "tensor", "");
         break;
     case QF_VERIFY_AGREEMENT:
-        printf("%llu layers in both models", (unsigned long long)r->agreeing);
+        print_count(r->agreeing, "layer", " in both models");
         break;
     case QF_VERIFY_MANIFEST:
         printf("%s hashed", cli_bytes(r->hashed, size));
@@ -146,8 +182,8 @@ static void print_check(const qf_verify_result *r, int check)
         printf("%s recomputed", cli_bytes(r->recomputed, size));
         break;
     }
-    printf(": %llu error%s\n", (unsigned long long)r->errors[check],
-           r->errors[check] == 1 ? "" : "s");
+    printf(": ");
+    print_count(r->errors[check], "error", "\n");
 }
 
 static void print_summary(const arguments *a, const qf_verify_result *r, bool sound,

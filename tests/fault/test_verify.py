@@ -868,10 +868,36 @@ def test_models_of_a_folder_are_suggested(quantfold, outputs, slash):
     assert f"--save-path, such as '{folder}/m'" in errors(found)[0]["message"]
 
 
+def test_one_of_a_thing_is_no_plural(quantfold, outputs, tmp_path):
+    o = outputs["rnn"]
+    quantfold.export(o.model, o.record, tmp_path / "m", "--emit", "deploy")
+    said = quantfold("verify", tmp_path / "m").out
+    assert " 1 model, 1 quantized layer, " in said and ": 0 errors" in said
+    assert " 1 layer in both models" in quantfold("verify", o.folder / "m").out
+    assert " 2 models, 4 quantized layers, " in quantfold("verify", outputs["plain"].folder / "m").out
+
+
 def test_usage(quantfold, tmp_path):
     assert quantfold("verify").code == 2
     assert quantfold("verify", "a", "b").code == 2
-    assert quantfold("verify", "a", "--record", "r").code == 2
+    for option, value in (
+        ("--record", "r"),
+        ("--config", "c"),
+        ("--weight-only", "w8a16"),
+        ("--include", "x"),
+        ("--exclude", "x"),
+        ("--from", "qdq"),
+        ("--on-unsupported", "float"),
+        ("--free-qdq", "drop"),
+        ("--input-names", "x"),
+        ("--output-names", "y"),
+        ("--dynamic-axes", "{}"),
+        ("--external-threshold", 1),
+    ):
+        result = quantfold("verify", "a", option, value)
+        assert result.code == 2 and f"{option} needs --against" in result.err, result
+    for command in ("verify", "report"):
+        assert quantfold(command, "").code == 2
     assert quantfold("verify", "a", "--from", "x").code == 2
 
 
