@@ -286,7 +286,14 @@ static qf_status find(checker *c, const char *folder, char real[PATH_MAX], bool 
                : qf_fail_errno(c->err, c->path, errno, "cannot look for the manifest");
 }
 
-static qf_status check(checker *c, const qf_manifest_files *present)
+static void read_hash(const cJSON *root, const char *key, char out[33])
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, key);
+    const char *hash = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(item, "hash"));
+    snprintf(out, 33, "%s", hash ? hash : "");
+}
+
+static qf_status check(checker *c, const qf_manifest_files *present, qf_manifest_inputs *inputs)
 {
     qf_error err;
     char *text;
@@ -296,6 +303,8 @@ static qf_status check(checker *c, const qf_manifest_files *present)
         return note_error(c, status, &err);
     bool exhausted = false;
     cJSON *root = qf_json_parse(text, length, NULL, false, &exhausted);
+    read_hash(root, "record", inputs->record);
+    read_hash(root, "config", inputs->config);
     if (root)
         status = check_document(c, root, present);
     else if (exhausted)
@@ -308,16 +317,18 @@ static qf_status check(checker *c, const qf_manifest_files *present)
 }
 
 qf_status qf_check_manifest(const char *folder, const char *name, const qf_manifest_files *present,
-                            qf_diagnostics *findings, bool *found, uint64_t *bytes, qf_error *err)
+                            qf_diagnostics *findings, bool *found, uint64_t *bytes,
+                            qf_manifest_inputs *inputs, qf_error *err)
 {
     char real[PATH_MAX];
     checker c = {.findings = findings, .err = err, .path = qf_stage_path(folder, name)};
     *found = false;
+    *inputs = (qf_manifest_inputs){0};
     if (!c.path)
         return qf_fail_memory(err);
     qf_status status = find(&c, folder, real, found);
     if (*found)
-        status = check(&c, present);
+        status = check(&c, present, inputs);
     *bytes += c.bytes;
     qf_strmap_release(&c.named);
     free(c.path);

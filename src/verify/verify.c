@@ -23,6 +23,7 @@ typedef struct verifier {
     bool checkable; /* there is something whose inside is looked at */
     bool open[QF_TARGETS], walkable[QF_TARGETS];
     qf_subject subjects[QF_TARGETS];
+    qf_manifest_inputs inputs; /* that the manifest names */
     qf_diag_mark mark;
     qf_error *err;
 } verifier;
@@ -165,7 +166,7 @@ static qf_status check_hashes(verifier *v, const char *name, const qf_manifest_f
 {
     bool *done = &v->result->done[QF_VERIFY_MANIFEST];
     qf_status status = qf_check_manifest(v->place.folder, name, present, v->findings, done,
-                                         &v->result->hashed, v->err);
+                                         &v->result->hashed, &v->inputs, v->err);
     char *path = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, name);
     if (!path)
         return qf_fail_memory(v->err);
@@ -208,6 +209,7 @@ static qf_status check_against(verifier *v)
     if (v->options->model && v->result->models) {
         qf_against a = {.options = v->options,
                         .prefix = v->place.save_path,
+                        .inputs = &v->inputs,
                         .findings = v->findings,
                         .err = v->err};
         for (int t = 0; t < QF_TARGETS; t++)

@@ -914,6 +914,23 @@ def test_wrong_inputs_are_findings(quantfold, outputs, tmp_path):
     assert any("g.quant" in f["item"] or "g.bias" in f["item"] for f in errors(found))
 
 
+def test_inputs_that_the_manifest_does_not_name(quantfold, outputs, tmp_path):
+    """Said once, before what comes of it."""
+    o = outputs["plain"]
+    (tmp_path / "r.txt").write_text(o.record.read_text().replace("0.05", "0.051"))
+    line = ("--against", o.model, "--record", tmp_path / "r.txt")
+    found = verify(quantfold, o.folder / "m", *line)
+    first, *others = [f for f in found["findings"] if f["check"] == "against"]
+    assert first["severity"] == "warning" and first["file"] == str(tmp_path / "r.txt")
+    assert "is not the one that the manifest names" in first["message"] and others
+    assert all(f["severity"] == "error" for f in others)
+    # of another text that says the same, nothing comes
+    (tmp_path / "r.txt").write_text(o.record.read_text() + "\n")
+    assert verify(quantfold, o.folder / "m", *line)["ok"]
+    found = verify(quantfold, o.folder / "m", "--against", o.model)
+    assert "names a record" in [f for f in found["findings"] if f["check"] == "against"][0]["message"]
+
+
 def test_nothing_is_written(quantfold, outputs):
     o = outputs["external"]
     before = {p.name: p.stat().st_mtime_ns for p in o.folder.iterdir()}
