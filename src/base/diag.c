@@ -86,6 +86,16 @@ qf_diag_mark qf_diag_now(const qf_diagnostics *list)
     return (qf_diag_mark){list ? list->count : 0, qf_diagnostics_errors(list)};
 }
 
+void qf_diag_cut(qf_diagnostics *list, qf_diag_mark mark)
+{
+    if (!list)
+        return;
+    while (list->count > mark.count)
+        list->warnings -= list->items[--list->count].severity != QF_ERROR;
+    list->errors = mark.errors;
+    list->lost = false;
+}
+
 qf_status qf_diag_status(const qf_diagnostics *list, qf_diag_mark mark, qf_error *err)
 {
     if (!list || (list->errors == mark.errors && !list->lost))

@@ -15,6 +15,8 @@ typedef struct qf_diag_mark {
     size_t count, errors;
 } qf_diag_mark;
 qf_diag_mark qf_diag_now(const qf_diagnostics *list);
+/* Takes back what was found since, when it does not hold after all. */
+void qf_diag_cut(qf_diagnostics *list, qf_diag_mark mark);
 /* QF_OK if no error was added since `mark`; else fills `err` from the first of them and says how
  * many more there are. */
 qf_status qf_diag_status(const qf_diagnostics *list, qf_diag_mark mark, qf_error *err);

@@ -36,6 +36,8 @@ static int read_arguments(int argc, char **argv, arguments *a)
         return code;
     if (!a->prefix)
         return cli_usage_error("report", "PREFIX is needed");
+    if (!*a->prefix)
+        return cli_usage_error("report", "PREFIX is empty");
     if (a->json && a->output && strcmp(a->output, "-") == 0)
         return cli_usage_error("report", "--json takes standard output, so --output cannot be -");
     return -1;

@@ -2,7 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/diag.h"
 #include "cli/door.h"
+#include "verify/place.h"
 
 static const char help[] =
     "usage: quantfold verify OUT/PREFIX [--against M.onnx [--record R.txt] [--config C.json]]\n"
@@ -70,6 +72,36 @@ static const cli_option table[] = {
     {.name = "quiet", .letter = 'q', .kind = CLI_FLAG, .at = offsetof(arguments, quiet)},
     {0}};
 
+/* The first option that was given and says nothing without --against; NULL: none. */
+static const char *needs_source(const cli_export *given)
+{
+    cli_export plain;
+    cli_export_init(&plain);
+    const qf_export_options *a = &given->options, *b = &plain.options;
+    const struct {
+        const char *name;
+        bool is_given;
+    } options[] = {
+        {"record", given->inputs.record},
+        {"config", given->inputs.config},
+        {"weight-only", a->weight_only},
+        {"include", a->include},
+        {"exclude", a->exclude},
+        {"from", a->source != b->source},
+        {"on-unsupported", a->on_unsupported != b->on_unsupported},
+        {"free-qdq", a->free_qdq != b->free_qdq},
+        {"input-names", given->input_names},
+        {"output-names", given->output_names},
+        {"dynamic-axes", given->dynamic_axes},
+        {"external-threshold", a->external_threshold != b->external_threshold},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        if (options[i].is_given)
+            return options[i].name;
+    }
+    return NULL;
+}
+
 /* -1: go on; else an exit code. */
 static int read_arguments(int argc, char **argv, arguments *a)
 {
@@ -78,11 +110,11 @@ static int read_arguments(int argc, char **argv, arguments *a)
     int code = cli_read_options("verify", help, table, a, argc, argv, &a->prefix);
     if (code >= 0)
         return code;
-    if (!a->prefix)
+    if (!a->prefix || !*a->prefix)
         return cli_usage_error("verify", "the output to look at must be named");
-    const cli_inputs *inputs = &a->planned.inputs;
-    if (!inputs->model && (inputs->record || inputs->config))
-        return cli_usage_error("verify", "--record and --config need --against");
+    const char *option = a->planned.inputs.model ? NULL : needs_source(&a->planned);
+    if (option)
+        return cli_usage_error("verify", "--%s needs --against", option);
     return -1;
 }
 
@@ -90,7 +122,8 @@ static int read_arguments(int argc, char **argv, arguments *a)
 
 static const char *const checks[] = {"structure", "agreement", "manifest", "against"};
 
-static int print_json(const qf_diagnostics *list, const qf_verify_result *r, bool sound)
+static int print_json(const arguments *a, const qf_diagnostics *list, const qf_verify_result *r,
+                      bool ok, const char *runnable)
 {
     cJSON *root = cli_json_root(), *made = cJSON_CreateObject();
     cJSON *findings = cli_json_diagnostics(list);
@@ -102,7 +135,11 @@ static int print_json(const qf_diagnostics *list, const qf_verify_result *r, boo
         for (; i < r->listed[c]; i++)
             cJSON_AddStringToObject(cJSON_GetArrayItem(findings, (int)i), "check", checks[c]);
     }
-    cJSON_AddBoolToObject(root, "ok", sound);
+    cJSON_AddBoolToObject(root, "ok", ok);
+    if (a->runnable && runnable)
+        cli_json_text(root, "runnable", runnable);
+    else if (a->runnable)
+        cJSON_AddNullToObject(root, "runnable");
     cJSON_AddItemToObject(root, "findings", findings);
     cJSON_AddItemToObject(root, "checks", made);
     if (r) {
@@ -116,6 +153,11 @@ static int print_json(const qf_diagnostics *list, const qf_verify_result *r, boo
     return cli_print_json(root);
 }
 
+static void print_count(uint64_t count, const char *what, const char *end)
+{
+    printf("%llu %s%s%s", (unsigned long long)count, what, count == 1 ? "" : "s", end);
+}
+
 static void print_check(const qf_verify_result *r, int check)
 {
     char size[32];
@@ -126,11 +168,12 @@ static void print_check(const qf_verify_result *r, int check)
     }
     switch ((qf_verify_check)check) {
     case QF_VERIFY_STRUCTURE:
-        printf("%llu models, %llu quantized layers, %llu tensors", (unsigned long long)r->models,
-               (unsigned long long)r->layers, (unsigned long long)r->tensors);
+        print_count(r->models, "model", ", ");
+        print_count(r->layers, "quantized layer", ", ");
+        print_count(r->tensors, "tensor", "");
         break;
     case QF_VERIFY_AGREEMENT:
-        printf("%llu layers in both models", (unsigned long long)r->agreeing);
+        print_count(r->agreeing, "layer", " in both models");
         break;
     case QF_VERIFY_MANIFEST:
         printf("%s hashed", cli_bytes(r->hashed, size));
@@ -139,11 +182,12 @@ static void print_check(const qf_verify_result *r, int check)
         printf("%s recomputed", cli_bytes(r->recomputed, size));
         break;
     }
-    printf(": %llu error%s\n", (unsigned long long)r->errors[check],
-           r->errors[check] == 1 ? "" : "s");
+    printf(": ");
+    print_count(r->errors[check], "error", "\n");
 }
 
-static void print_summary(const arguments *a, const qf_verify_result *r, bool sound)
+static void print_summary(const arguments *a, const qf_verify_result *r, bool sound,
+                          const char *runnable)
 {
     cli_put_text(stdout, a->prefix);
     if (sound)
@@ -153,6 +197,11 @@ static void print_summary(const arguments *a, const qf_verify_result *r, bool so
     for (int c = 0; c < QF_VERIFY_CHECKS; c++) {
         if (a->verbose || r->done[c])
             print_check(r, c);
+    }
+    if (runnable) {
+        printf("  %-10s ", "runnable");
+        cli_put_text(stdout, runnable);
+        putchar('\n');
     }
 }
 
@@ -177,68 +226,76 @@ static qf_status verify(const arguments *a, const qf_io_spec *io, qf_diagnostics
     return status;
 }
 
-/* Writes <prefix>_runnable_model.onnx from the deploy model that is there; what is wrong is added
- * to the list. */
-static qf_status write_runnable(const arguments *a, qf_diagnostics *list)
+/* What went wrong with the runnable model, with its place. */
+static void add_errors(qf_diagnostics *list, const qf_diagnostics *found)
 {
-    size_t n = strlen(a->prefix), room = n + sizeof "_deploy_model.onnx";
-    char *model = malloc(room);
+    for (size_t i = 0; i < qf_diagnostics_count(found); i++) {
+        qf_diagnostic d = qf_diagnostics_at(found, i);
+        qf_where where = {.file = d.file, .item = d.item, .line = d.line, .column = d.column};
+        if (d.severity == QF_ERROR)
+            qf_diag_add(list, QF_ERROR, where, "%s", d.message);
+    }
+}
+
+static qf_status export_runnable(const arguments *a, const qf_place *place, qf_diagnostics *list)
+{
     cli_export job;
     cli_export_run run;
     cli_progress progress;
-    if (!model)
-        return QF_ERR_MEMORY;
-    snprintf(model, room, "%s%sdeploy_model.onnx", a->prefix,
-             n && a->prefix[n - 1] == '/' ? "" : "_");
     cli_export_init(&job);
-    job.inputs.model = model;
-    job.options.save_path = a->prefix;
+    job.inputs.model = place->paths[QF_PLACE_DEPLOY];
+    job.options.save_path = place->save_path;
     job.options.emit = QF_EMIT_RUNNABLE;
     job.options.threads = a->planned.options.threads;
+    cli_catch_signals();
     cli_progress_init(&progress, CLI_NEVER);
     job.options.progress = cli_progress_step;
     job.options.progress_user = &progress;
     qf_status status = cli_export_prepare(&job, &run);
     if (status == QF_OK)
         status = cli_export_write(&job, &run);
-    for (size_t i = 0; run.list && i < qf_diagnostics_count(run.list); i++) {
-        qf_diagnostic d = qf_diagnostics_at(run.list, i);
-        qf_error err = {.code = status};
-        if (d.severity != QF_ERROR)
-            continue;
-        snprintf(err.file, sizeof err.file, "%s", d.file);
-        snprintf(err.item, sizeof err.item, "%s", d.item);
-        snprintf(err.message, sizeof err.message, "%s", d.message);
-        qf_diagnostics_add_error(list, &err);
-    }
+    add_errors(list, run.list);
     cli_export_release(&run);
-    free(model);
+    return status;
+}
+
+/* Makes the runnable model of the deploy model that is there; what is wrong is added to the list.
+ */
+static qf_status write_runnable(const arguments *a, qf_place *place, qf_diagnostics *list)
+{
+    qf_error err;
+    qf_status status = qf_place_find(a->prefix, place, &err);
+    if (status == QF_OK && place->exists[QF_PLACE_DEPLOY])
+        return export_runnable(a, place, list);
+    if (status == QF_OK)
+        status = qf_fail_at(&err, QF_ERR_INPUT, (qf_where){.file = a->prefix},
+                            "there is no deploy model to make runnable");
+    qf_diagnostics_add_error(list, &err);
     return status;
 }
 
 static int run(const arguments *a, const qf_io_spec *io)
 {
     qf_verify_result result;
+    qf_place place = {0};
     qf_diagnostics *list = qf_diagnostics_create();
     if (!list)
         return cli_out_of_memory();
     qf_status status = verify(a, io, list, &result);
     bool seen = status == QF_OK, sound = seen && qf_diagnostics_errors(list) == 0;
     int code = !seen ? cli_exit_code(status) : sound ? EXIT_DONE : EXIT_INPUT;
-    if (sound && a->runnable) {
-        status = write_runnable(a, list);
-        code = cli_exit_code(status);
-    }
+    if (sound && a->runnable)
+        code = cli_exit_code(write_runnable(a, &place, list));
+    const char *written = code == EXIT_DONE ? place.runnable : NULL;
     cli_print_diagnostics(list, a->quiet);
     if (a->json) {
-        int printed = print_json(list, seen ? &result : NULL, sound);
+        int printed = print_json(a, list, seen ? &result : NULL, code == EXIT_DONE, written);
         code = code ? code : printed;
     } else if (seen && !a->quiet) {
-        print_summary(a, &result, sound);
-        if (sound && a->runnable && code == EXIT_DONE)
-            puts("  runnable   written beside it");
+        print_summary(a, &result, sound, written);
         code = cli_flush() ? code : EXIT_SYSTEM;
     }
+    qf_place_release(&place);
     qf_diagnostics_free(list);
     return code;
 }

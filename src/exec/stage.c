@@ -381,17 +381,22 @@ static qf_status open_run(qf_stage *stage, qf_error *err)
     return QF_OK;
 }
 
+void qf_stage_name(const char *prefix, char out[NAME_MAX + 1])
+{
+    if (strlen(prefix) <= PLAIN_PREFIX_MAX)
+        snprintf(out, NAME_MAX + 1, ".%s%squantfold-partial", prefix, *prefix ? "." : "");
+    else
+        snprintf(out, NAME_MAX + 1, ".%016llx.quantfold-partial",
+                 (unsigned long long)XXH3_64bits(prefix, strlen(prefix)));
+}
+
 static qf_status open_stage(const char *folder, const char *prefix, qf_stage_mode mode,
                             qf_stage *out, bool *half, qf_error *err)
 {
     *half = false;
     *out = (qf_stage){.mode = mode, .folder_fd = -1, .partial_fd = -1, .run_fd = -1, .old_fd = -1};
     char name[NAME_MAX + 1];
-    if (strlen(prefix) <= PLAIN_PREFIX_MAX)
-        snprintf(name, sizeof name, ".%s%squantfold-partial", prefix, *prefix ? "." : "");
-    else
-        snprintf(name, sizeof name, ".%016llx.quantfold-partial",
-                 (unsigned long long)XXH3_64bits(prefix, strlen(prefix)));
+    qf_stage_name(prefix, name);
     out->folder = strdup(folder);
     out->partial = qf_stage_path(folder, name);
     qf_status status = out->folder && out->partial ? make_folders(out, err) : qf_fail_memory(err);

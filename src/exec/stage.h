@@ -65,6 +65,8 @@ typedef struct qf_stage {
     size_t made_count, made_cap;
 } qf_stage;
 
+/* What the staging folder of a prefix is called. */
+void qf_stage_name(const char *prefix, char out[NAME_MAX + 1]);
 /* Makes the destination folder (mode 0750) where it is missing, takes the lock, finishes what a
  * killed run left half in place, and removes what it left in staging if `mode` is FRESH.
  * QF_ERR_INPUT if another run holds the lock. */

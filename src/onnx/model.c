@@ -132,19 +132,56 @@ qf_status qf_model_each_tensor(Onnx__ModelProto *model, qf_tensor_visitor visit,
 
 /* ---- opening ---- */
 
+typedef struct measurer {
+    qf_model *model;
+    qf_error *err;
+} measurer;
+
+/* Data that is not as long as dtype and dims need is refused, wherever it would be written: a model
+ * with a copy of it is one that nothing loads. `span` is where it lies; NULL: in the graph. */
+static qf_status check_length(const measurer *m, const Onnx__TensorProto *tensor, uint64_t length,
+                              const qf_span *span)
+{
+    uint64_t count = 0;
+    bool counted = qf_dims_count(tensor->dims, tensor->n_dims, &count);
+    uint64_t want = counted ? qf_raw_bytes(tensor->data_type, count) : 0;
+    if (!length || !qf_dtype_bits(tensor->data_type) || (counted && want == length))
+        return QF_OK;
+    qf_where where = {.file = m->model->files[span ? span->file : 0].path,
+                      .item = tensor->name && *tensor->name ? tensor->name : "(unnamed tensor)",
+                      .byte = span ? &span->offset : NULL};
+    return qf_fail_at(m->err, QF_ERR_INPUT, where,
+                      "the tensor has %llu bytes of data, but dtype %s and its dims need %llu",
+                      (unsigned long long)length, qf_dtype_name(tensor->data_type),
+                      (unsigned long long)want);
+}
+
+/* Data that stayed in the graph: what is written is one field of it. */
+static qf_status check_kept(const measurer *m, const Onnx__TensorProto *tensor)
+{
+    qf_status status = check_length(m, tensor, tensor->raw_data.len, NULL);
+    if (status == QF_OK)
+        status = check_length(m, tensor, (uint64_t)tensor->n_float_data * 4, NULL);
+    if (status == QF_OK)
+        status = check_length(m, tensor, (uint64_t)tensor->n_double_data * 8, NULL);
+    return status;
+}
+
 /* The number of raw bytes of a span, for varints from the tensor's dims; 0 if those are impossible,
  * which keeps the tensor as it is. */
 static qf_status measure_raw(Onnx__TensorProto *tensor, void *user)
 {
-    qf_model *model = user;
+    const measurer *m = user;
     size_t index = qf_tensor_payload(tensor);
-    if (index >= model->payloads.count)
-        return QF_OK;
-    qf_payload *p = &model->payloads.items[index];
+    if (index >= m->model->payloads.count)
+        return check_kept(m, tensor);
+    qf_payload *p = &m->model->payloads.items[index];
     uint64_t count;
-    if (!qf_field_is_varint(p->field))
+    if (!qf_field_is_varint(p->field)) {
         p->raw_length = p->span.length;
-    else if (qf_dims_count(tensor->dims, tensor->n_dims, &count) && count / 2 <= p->span.length)
+        return check_length(m, tensor, p->span.length, &p->span);
+    }
+    if (qf_dims_count(tensor->dims, tensor->n_dims, &count) && count / 2 <= p->span.length)
         p->raw_length = qf_raw_bytes(tensor->data_type, count); /* a varint has a byte at least */
     return QF_OK;
 }
@@ -166,8 +203,9 @@ static qf_status read_graph(qf_model *model, const char *path, qf_arena *arena, 
         qf_skeleton_unpack(model->skeleton, model->skeleton_length, path, arena, &proto, err);
     if (status == QF_OK)
         status = qf_external_resolve(model, arena, proto, err);
+    measurer m = {model, err};
     if (status == QF_OK)
-        status = qf_model_each_tensor(proto, measure_raw, model);
+        status = qf_model_each_tensor(proto, measure_raw, &m);
     if (status == QF_OK) {
         /* from here on the skeleton also carries the payloads of external tensors */
         qf_spill_free(model->skeleton);

@@ -422,6 +422,22 @@ static qf_status note(qf_against *a, qf_status status, const qf_error *err, bool
     return status;
 }
 
+/* Whether a text is the one that the manifest names, if it names any; else all that is found may
+ * come of that. */
+static void check_input(qf_against *a, const char *path, const char *what, const char *hash,
+                        const char *named)
+{
+    if (*named && !hash)
+        qf_diag_add(a->findings, QF_WARNING, (qf_where){0},
+                    "the manifest names a %s, and none is given; what differs may come of that",
+                    what);
+    else if (*named && strcmp(hash, named) != 0)
+        qf_diag_add(a->findings, QF_WARNING, (qf_where){.file = path},
+                    "the %s is not the one that the manifest names: its hash is %s, not %s; what "
+                    "differs may come of that",
+                    what, hash, named);
+}
+
 qf_status qf_check_against(qf_against *a)
 {
     const qf_verify_options *o = a->options;
@@ -435,10 +451,18 @@ qf_status qf_check_against(qf_against *a)
     if (status == QF_OK && o->config)
         status =
             note(a, qf_config_open(o->config, &inputs.config, a->findings, &err), &err, &complete);
+    if (status == QF_OK && complete) {
+        const qf_file_id *record = inputs.record ? qf_record_id(inputs.record) : NULL;
+        const qf_file_id *config = inputs.config ? qf_config_id(inputs.config) : NULL;
+        check_input(a, o->record, "record", record ? record->hash : NULL, a->inputs->record);
+        check_input(a, o->config, "configuration", config ? config->hash : NULL, a->inputs->config);
+    }
     if (status == QF_OK && complete)
         status = qf_infer_plan(a, &inputs, &plan, &exact);
     if (status == QF_OK && plan)
         status = compare_models(a, plan, exact);
+    if (inputs.model)
+        status = qf_files_check(inputs.model->files, inputs.model->file_count, status, a->err);
     qf_plan_free(plan);
     qf_config_close(inputs.config);
     qf_record_close(inputs.record);

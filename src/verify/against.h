@@ -4,12 +4,14 @@
 #define QF_VERIFY_AGAINST_H
 
 #include "quant/plan.h"
+#include "verify/manifest.h"
 #include "verify/subject.h"
 
 typedef struct qf_against {
     const qf_verify_options *options;
-    const char *prefix;            /* the save path */
-    qf_subject *found[QF_TARGETS]; /* NULL: it is not there, or cannot be read */
+    const char *prefix;               /* the save path */
+    qf_subject *found[QF_TARGETS];    /* NULL: it is not there, or cannot be read */
+    const qf_manifest_inputs *inputs; /* that the manifest names */
     qf_diagnostics *findings;
     uint64_t bytes; /* recomputed */
     qf_error *err;

@@ -93,24 +93,64 @@ qf_status qf_compare_attribute(qf_pairing *p, const qf_node *node, const Onnx__A
     return memory ? QF_OK : qf_fail_memory(p->err);
 }
 
-qf_status qf_compare_attributes(qf_pairing *p, const qf_node *node, const qf_node *other)
+/* Attributes of a node by name, the first of each; a file may have any number of them. */
+typedef struct lookup {
+    const qf_node *node;
+    qf_strmap map; /* empty: they are few */
+} lookup;
+
+static bool lookup_make(lookup *l, const qf_node *node)
 {
-    const char *name = qf_subject_node_name(node);
+    enum { FEW = 32 };
+    *l = (lookup){.node = node};
+    for (size_t i = 0; node->proto->n_attribute > FEW && i < node->proto->n_attribute; i++) {
+        Onnx__AttributeProto *a = node->proto->attribute[i];
+        if (a->name && !qf_strmap_get(&l->map, a->name) && !qf_strmap_set(&l->map, a->name, a))
+            return false;
+    }
+    return true;
+}
+
+static const Onnx__AttributeProto *look_up(const lookup *l, const char *name)
+{
+    if (!name)
+        return NULL;
+    return l->map.slots ? qf_strmap_get(&l->map, name) : qf_node_attribute(l->node, name);
+}
+
+static qf_status compare_all(qf_pairing *p, const lookup *ours, const lookup *theirs)
+{
+    const Onnx__NodeProto *node = ours->node->proto, *other = theirs->node->proto;
+    const char *name = qf_subject_node_name(ours->node);
     qf_status status = QF_OK;
-    for (size_t i = 0; status == QF_OK && i < node->proto->n_attribute; i++) {
-        const Onnx__AttributeProto *a = node->proto->attribute[i];
-        const Onnx__AttributeProto *b = a->name ? qf_node_attribute(other, a->name) : NULL;
-        if (b)
-            status = qf_compare_attribute(p, node, a, b);
-        else
+    for (size_t i = 0; status == QF_OK && i < node->n_attribute; i++) {
+        const Onnx__AttributeProto *a = node->attribute[i], *b = look_up(theirs, a->name);
+        if (!b)
             qf_subject_note(p->b, name, "attribute '%s' of the %s is missing",
                             a->name ? a->name : "", p->a->role);
+        else if (look_up(ours, a->name) != a)
+            qf_subject_note(p->a, name, "attribute '%s' is there twice", a->name);
+        else
+            status = qf_compare_attribute(p, ours->node, a, b);
     }
-    for (size_t i = 0; i < other->proto->n_attribute; i++) {
-        const char *given = other->proto->attribute[i]->name;
-        if (!given || !qf_node_attribute(node, given))
-            qf_subject_note(p->b, name, "attribute '%s' is not in the %s", given ? given : "",
+    for (size_t i = 0; i < other->n_attribute; i++) {
+        const Onnx__AttributeProto *b = other->attribute[i];
+        if (!look_up(ours, b->name))
+            qf_subject_note(p->b, name, "attribute '%s' is not in the %s", b->name ? b->name : "",
                             p->a->role);
+        else if (look_up(theirs, b->name) != b)
+            qf_subject_note(p->b, name, "attribute '%s' is there twice", b->name);
     }
+    return status;
+}
+
+qf_status qf_compare_attributes(qf_pairing *p, const qf_node *node, const qf_node *other)
+{
+    lookup ours, theirs;
+    bool memory = lookup_make(&ours, node);
+    memory = lookup_make(&theirs, other) && memory;
+    qf_status status = memory ? compare_all(p, &ours, &theirs) : qf_fail_memory(p->err);
+    qf_strmap_release(&ours.map);
+    qf_strmap_release(&theirs.map);
     return status;
 }

@@ -16,10 +16,10 @@ static bool is_layer(const qf_node *node)
            qf_node_is(node, "AveragePool");
 }
 
-/* Whether `quant` is `owner`'s: named <owner>.quant. */
-static bool is_of(const qf_node *quant, const char *owner)
+/* Whether `quant` belongs to the owner of these `n` bytes: it is named <owner>.quant. */
+static bool is_of(const qf_node *quant, const char *owner, size_t n)
 {
-    return qf_is_name(quant->name, owner, ".quant");
+    return strncmp(quant->name, owner, n) == 0 && qf_is_name(quant->name + n, "", ".quant");
 }
 
 /* The layer that reads a Pad of its own: average pooling pads in the quantized domain. */
@@ -35,18 +35,13 @@ static bool takes_integers(const qf_node *quant, const qf_use *use, bool *owns)
 {
     const qf_node *user = use->node;
     const qf_node *layer = padded_layer(user);
-    char owner[512];
     if (qf_node_is(user, "AscendAntiQuant")) {
         size_t n = qf_stem(user->name, ".anti_quant");
-        if (n && n < sizeof owner) {
-            memcpy(owner, user->name, n);
-            owner[n] = '\0';
-            *owns |= is_of(quant, owner);
-        }
+        *owns |= n && is_of(quant, user->name, n);
         return use->input == 0;
     }
     layer = layer ? layer : user;
-    *owns |= is_of(quant, layer->name);
+    *owns |= is_of(quant, layer->name, strlen(layer->name));
     return use->input == 0 && is_layer(layer);
 }
 
@@ -132,6 +127,7 @@ static void check_quant(qf_subject *s, const qf_node *node)
         return;
     check_output_name(s, node, ".quant");
     check_quantization(s, node);
+    qf_check_declared(s, node);
     check_readers(s, node);
 }
 
@@ -199,6 +195,7 @@ static qf_status check_dequant(qf_subject *s, const qf_node *node, qf_error *err
     if (!qf_is_name(node->inputs[1]->name, layer->name, ".dequant.param"))
         qf_subject_note(s, node->name, "its parameter is '%s'; expected '%s.dequant.param'",
                         node->inputs[1]->name, layer->name);
+    qf_check_sums(s, node);
     return qf_check_layer(s, layer, node, err);
 }
 

@@ -22,8 +22,10 @@ static qf_status check_quant(fake_check *c, qf_node *sub)
     qf_status status = qf_expanded_read(c->s, sub, &e, &why, c->err);
     if (status != QF_OK)
         return status;
-    for (size_t i = 0; i < e.count; i++)
+    for (size_t i = 0; i < e.count; i++) {
         e.nodes[i]->tag = c;
+        qf_check_opset(c->s, e.nodes[i]);
+    }
     if (why) {
         qf_subject_note(c->s, sub->name, "the quantization that ends here %s", why);
         return QF_OK;
@@ -218,6 +220,7 @@ static qf_status check_dequant(fake_check *c, const qf_node *mul)
                         (int)n, mul->name, in->name);
         return status;
     }
+    qf_check_operator(c->s, layer);
     check_scale_dims(c, mul, layer, factor);
     if (status == QF_OK && !qf_node_is(layer, "AveragePool"))
         status = check_weight(c, layer);

@@ -171,6 +171,7 @@ qf_status qf_check_layer(qf_subject *s, const qf_node *layer, const qf_node *deq
     layer_check c = {.s = s, .node = layer, .dequant = dequant, .err = err};
     int bits = activation_bits(&c);
     bool pool = qf_node_is(layer, "AveragePool");
+    qf_check_operator(s, layer);
     if (!bits)
         qf_subject_note(s, layer->name,
                         "input 0 of the quantized layer does not come from an "

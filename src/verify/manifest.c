@@ -15,6 +15,7 @@
 #include "base/json.h"
 #include "base/spill.h"
 #include "exec/journal.h"
+#include "exec/stage.h"
 
 enum {
     STEP = 4 * 1024 * 1024,
@@ -61,43 +62,57 @@ static void note(checker *c, const char *item, const char *format, ...)
 
 /* ---- files ---- */
 
+/* A path below the folder, in the one way to write it. */
 static bool is_safe(const char *name)
 {
-    if (!*name || *name == '/')
+    if (!*name)
         return false;
     for (const char *at = name; *at;) {
         size_t n = strcspn(at, "/");
-        if (n == 2 && at[0] == '.' && at[1] == '.')
+        if (n == 0 || (n == 1 && at[0] == '.') || (n == 2 && at[0] == '.' && at[1] == '.'))
             return false;
         at += n + (at[n] == '/');
     }
     return true;
 }
 
-/* Opens a file that the manifest names; false after a finding. */
-static bool open_named(checker *c, const char *name, qf_file *file)
+/* Input that is wrong is a finding; what is left is the caller's to report. */
+static qf_status note_error(checker *c, qf_status status, const qf_error *err)
+{
+    if (status == QF_ERR_INPUT) {
+        qf_diagnostics_add_error(c->findings, err);
+        return QF_OK;
+    }
+    if (status != QF_OK && c->err)
+        *c->err = *err;
+    return status;
+}
+
+/* Opens a file that the manifest names; not *opened after a finding. */
+static qf_status open_named(checker *c, const char *name, qf_file *file, bool *opened)
 {
     char joined[PATH_MAX], real[PATH_MAX];
     qf_error err;
     size_t base = strlen(c->folder);
     int n = snprintf(joined, sizeof joined, "%s/%s", c->folder, name);
+    *opened = false;
     if (!is_safe(name) || n < 0 || (size_t)n >= sizeof joined) {
         note(c, NULL, "it names the file '%.200s', which is no path below its folder", name);
-        return false;
+        return QF_OK;
     }
     if (!realpath(joined, real)) {
+        if (!qf_is_absent(errno))
+            return qf_fail_errno(c->err, joined, errno, "cannot resolve the path");
         note(c, name, "the file is missing: %s", strerror(errno));
-        return false;
+        return QF_OK;
     }
     if (strncmp(real, c->folder, base) != 0 || (real[base] != '/' && base != 1)) {
         note(c, name, "the file is a link out of the folder; it is not read");
-        return false;
+        return QF_OK;
     }
-    if (qf_file_open(real, "file of the manifest", file, &err) != QF_OK) {
-        qf_diagnostics_add_error(c->findings, &err);
-        return false;
-    }
-    return true;
+    qf_status status = qf_file_open(real, "file of the manifest", file, &err);
+    *opened = status == QF_OK;
+    return note_error(c, status, &err);
 }
 
 /* ---- parts ---- */
@@ -206,10 +221,16 @@ static qf_status check_file(checker *c, const cJSON *item)
         note(c, NULL, "an entry of 'files' has no name or no size; the manifest is damaged");
         return QF_OK;
     }
+    if (qf_strmap_get(&c->named, name)) {
+        note(c, name, "the file is named twice in 'files'; the manifest is damaged");
+        return QF_OK;
+    }
     if (!qf_strmap_set(&c->named, name, c))
         return qf_fail_memory(c->err);
-    if (!open_named(c, name, &file))
-        return QF_OK;
+    bool opened;
+    qf_status status = open_named(c, name, &file, &opened);
+    if (!opened)
+        return status;
     file_check f = {.file = &file, .name = name};
     f.part = XXH3_createState();
     f.whole = XXH3_createState();
@@ -221,8 +242,10 @@ static qf_status check_file(checker *c, const cJSON *item)
         check_parts(c, &f, item);
     XXH3_freeState(f.part);
     XXH3_freeState(f.whole);
+    status = memory ? QF_OK : qf_fail_memory(c->err);
+    status = qf_files_check(&file, 1, status, c->err);
     qf_file_close(&file);
-    return memory ? QF_OK : qf_fail_memory(c->err);
+    return status;
 }
 
 /* ---- the whole ---- */
@@ -254,40 +277,62 @@ static qf_status check_document(checker *c, const cJSON *root, const qf_manifest
     return status;
 }
 
+/* *found: there is a manifest; c->folder is then known. */
+static qf_status find(checker *c, const char *folder, char real[PATH_MAX], bool *found)
+{
+    struct stat st;
+    *found = stat(c->path, &st) == 0 && realpath(folder, real);
+    c->folder = real;
+    return *found || qf_is_absent(errno)
+               ? QF_OK
+               : qf_fail_errno(c->err, c->path, errno, "cannot look for the manifest");
+}
+
+static void read_hash(const cJSON *root, const char *key, char out[33])
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, key);
+    const char *hash = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(item, "hash"));
+    snprintf(out, 33, "%s", hash ? hash : "");
+}
+
+static qf_status check(checker *c, const qf_manifest_files *present, qf_manifest_inputs *inputs)
+{
+    qf_error err;
+    char *text;
+    size_t length;
+    qf_status status = qf_file_read_text(c->path, "manifest", LONGEST, &text, &length, NULL, &err);
+    if (status != QF_OK)
+        return note_error(c, status, &err);
+    bool exhausted = false;
+    cJSON *root = qf_json_parse(text, length, NULL, false, &exhausted);
+    read_hash(root, "record", inputs->record);
+    read_hash(root, "config", inputs->config);
+    if (root)
+        status = check_document(c, root, present);
+    else if (exhausted)
+        status = qf_fail_memory(c->err);
+    else
+        note(c, NULL, "this is no JSON; the manifest is damaged");
+    cJSON_Delete(root);
+    qf_spill_free(text);
+    return status;
+}
+
 qf_status qf_check_manifest(const char *folder, const char *name, const qf_manifest_files *present,
-                            qf_diagnostics *findings, bool *found, uint64_t *bytes, qf_error *err)
+                            qf_diagnostics *findings, bool *found, uint64_t *bytes,
+                            qf_manifest_inputs *inputs, qf_error *err)
 {
     char real[PATH_MAX];
-    struct stat st;
-    qf_error own;
-    size_t length = strlen(folder) + strlen(name) + 2;
-    checker c = {.folder = real, .findings = findings, .err = err};
-    char *text = NULL;
+    checker c = {.findings = findings, .err = err, .path = qf_stage_path(folder, name)};
     *found = false;
-    c.path = malloc(length);
+    *inputs = (qf_manifest_inputs){0};
     if (!c.path)
         return qf_fail_memory(err);
-    snprintf(c.path, length, "%s/%s", folder, name);
-    *found = stat(c.path, &st) == 0 && realpath(folder, real);
-    if (!*found) {
-        free(c.path);
-        return QF_OK;
-    }
-    qf_status status = qf_file_read_text(c.path, "manifest", LONGEST, &text, &length, NULL, &own);
-    if (status != QF_OK) {
-        qf_diagnostics_add_error(findings, &own);
-        free(c.path);
-        return status == QF_ERR_MEMORY ? qf_fail_memory(err) : QF_OK;
-    }
-    cJSON *root = cJSON_ParseWithLength(text, length);
-    if (root)
-        status = check_document(&c, root, present);
-    else
-        note(&c, NULL, "this is no JSON; the manifest is damaged");
+    qf_status status = find(&c, folder, real, found);
+    if (*found)
+        status = check(&c, present, inputs);
     *bytes += c.bytes;
-    cJSON_Delete(root);
     qf_strmap_release(&c.named);
-    qf_spill_free(text);
     free(c.path);
     return status;
 }

@@ -26,6 +26,14 @@ qf_status qf_check_layer(qf_subject *subject, const qf_node *layer, const qf_nod
 qf_status qf_check_rnn(qf_subject *subject, const qf_node *node, qf_error *err);
 bool qf_is_window_cache(const qf_node *node); /* one of the two operators */
 
+/* What is said of a quantized layer beside its numbers (operators.c): its attributes; */
+void qf_check_operator(const qf_subject *subject, const qf_node *layer);
+/* that the model's operator set has this Round or Clip; */
+void qf_check_opset(const qf_subject *subject, const qf_node *node);
+/* value_info of what an AscendQuant makes, and of what an AscendDequant reads. */
+void qf_check_declared(const qf_subject *subject, const qf_node *quant);
+void qf_check_sums(const qf_subject *subject, const qf_node *dequant);
+
 /* The parameter of a dequantization: UINT64 [n], n one of `counts`, a positive float in the low
  * half of each and nothing above. 0 in `counts` stands for nothing. */
 qf_status qf_check_parameter(qf_subject *subject, const qf_node *node, size_t input,

@@ -67,6 +67,19 @@ static qf_status start(qf_subject *s, const char *path, const char *role, qf_dia
     return s->path && room ? QF_OK : qf_fail_memory(err);
 }
 
+static bool is_initializer(const qf_node *node, size_t input, const char *end)
+{
+    const qf_value *value = node->inputs[input];
+    return value && value->init && qf_stem(value->name, end);
+}
+
+bool qf_is_weight_only(const qf_node *node)
+{
+    return qf_node_is(node, "DequantizeLinear") && node->input_count == 2 &&
+           qf_stem(node->name, ".dequantize") && is_initializer(node, 0, ".quantized") &&
+           is_initializer(node, 1, ".scale");
+}
+
 /* Whether an export made the node. */
 static bool is_made(const qf_node *node)
 {
@@ -74,7 +87,7 @@ static bool is_made(const qf_node *node)
     return qf_node_is(node, "AscendQuant") || qf_node_is(node, "AscendDequant") ||
            qf_node_is(node, "BasicLSTMInplaceFillWindowCache") ||
            qf_node_is(node, "BasicGRUInplaceFillWindowCache") || strstr(name, ".fakequant.") ||
-           strstr(name, ".fakedequant.") || qf_stem(name, ".dequantize");
+           strstr(name, ".fakedequant.") || qf_is_weight_only(node);
 }
 
 /* From the mapped file on. */
@@ -107,6 +120,8 @@ qf_status qf_subject_open(const char *path, const char *role, qf_diagnostics *fi
         status = find_folder(out, path, err);
     if (opened && status == QF_OK)
         status = finish(out, true, readable, err);
+    status = qf_files_check(out->model.files, out->model.file_count, status, err);
+    *readable = *readable && status == QF_OK;
     if (!*readable)
         qf_subject_close(out);
     return status;

@@ -19,7 +19,8 @@ typedef struct qf_subject {
 } qf_subject;
 
 /* Opens `path`. *readable is false, and there is a finding, if not even its graph could be read;
- * nothing is then to be closed. A status other than QF_OK is the system's or memory's. */
+ * nothing is then to be closed. A status other than QF_OK is the system's or memory's, or says that
+ * a file was changed while it was read; that is to be asked again when the subject is done with. */
 qf_status qf_subject_open(const char *path, const char *role, qf_diagnostics *findings,
                           qf_subject *out, bool *readable, qf_error *err);
 /* The same for a model whose bytes are in memory, mapped as `file`, which the subject takes over.
@@ -34,6 +35,10 @@ void qf_subject_note(const qf_subject *subject, const char *item, const char *fo
 
 /* The tensor that a value is, constant nodes and Identity looked through; NULL if it is none. */
 const Onnx__TensorProto *qf_subject_constant(qf_value *value);
+
+/* The DequantizeLinear of a weight that was quantized alone: named <tensor>.dequantize, of the
+ * initializers <tensor>.quantized and <tensor>.scale. A source's own may have the first name. */
+bool qf_is_weight_only(const qf_node *node);
 
 /* Name of a node as the file has it, or that of its first output. */
 const char *qf_subject_node_name(const qf_node *node);

@@ -2,16 +2,14 @@
 /* The checks one behind the other. None ends at what it finds. */
 #include <dirent.h>
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "exec/stage.h"
 #include "verify/against.h"
 #include "verify/agree.h"
 #include "verify/manifest.h"
+#include "verify/place.h"
 #include "verify/structure.h"
 
 #define CHECKPOINT_MANIFEST "quantfold.manifest.json"
@@ -21,14 +19,17 @@ typedef struct verifier {
     qf_diagnostics *findings;
     qf_verify_result *result;
     qf_arena arena;
-    char *folder, *prefix; /* malloc'ed */
-    const char *save_path;
-    const char *names[QF_TARGETS], *paths[QF_TARGETS]; /* of the models */
-    bool exists[QF_TARGETS], open[QF_TARGETS], walkable[QF_TARGETS];
+    qf_place place;
+    bool checkable; /* there is something whose inside is looked at */
+    bool open[QF_TARGETS], walkable[QF_TARGETS];
     qf_subject subjects[QF_TARGETS];
+    qf_manifest_inputs inputs; /* that the manifest names */
     qf_diag_mark mark;
     qf_error *err;
 } verifier;
+
+_Static_assert((int)QF_PLACE_DEPLOY == (int)QF_DEPLOY && (int)QF_PLACE_MODELS == (int)QF_TARGETS,
+               "models are numbered alike");
 
 static const char *const roles[QF_TARGETS] = {"deploy model", "fake_quant model"};
 
@@ -47,59 +48,14 @@ static void end_check(verifier *v, qf_verify_check check)
     v->mark = now;
 }
 
-/* ---- names ---- */
-
-static bool exists(const char *path)
-{
-    struct stat st;
-    return stat(path, &st) == 0;
-}
-
-static bool is_folder(const char *path)
-{
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-}
-
-static qf_status name_models(verifier *v, const char *save_path)
-{
-    static const char *const names[QF_TARGETS] = {"deploy_model.onnx", "fake_quant_model.onnx"};
-    free(v->folder);
-    free(v->prefix);
-    v->folder = v->prefix = NULL;
-    qf_status status = qf_save_path_split(save_path, &v->folder, &v->prefix, v->err);
-    for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
-        v->names[t] =
-            qf_arena_printf(&v->arena, "%s%s%s", v->prefix, *v->prefix ? "_" : "", names[t]);
-        v->paths[t] =
-            v->names[t] ? qf_arena_printf(&v->arena, "%s/%s", v->folder, v->names[t]) : NULL;
-        if (!v->paths[t])
-            return qf_fail_memory(v->err);
-        v->exists[t] = exists(v->paths[t]);
-    }
-    v->save_path = save_path;
-    return status;
-}
-
-/* A folder without a slash behind it is meant as one, unless models have its name. */
-static qf_status find_models(verifier *v)
-{
-    const char *given = v->options->prefix;
-    qf_status status = name_models(v, given);
-    if (status != QF_OK || v->exists[0] || v->exists[1] || !is_folder(given) ||
-        qf_ends_with(given, "/"))
-        return status;
-    char *path = qf_arena_printf(&v->arena, "%s/", given);
-    return path ? name_models(v, path) : qf_fail_memory(v->err);
-}
-
 /* ---- structure ---- */
 
 static qf_status check_model(verifier *v, int t)
 {
     qf_subject *s = &v->subjects[t];
     uint64_t layers = 0, alone = 0;
-    qf_status status = qf_subject_open(v->paths[t], roles[t], v->findings, s, &v->open[t], v->err);
+    qf_status status =
+        qf_subject_open(v->place.paths[t], roles[t], v->findings, s, &v->open[t], v->err);
     if (status != QF_OK || !v->open[t])
         return status;
     v->result->models++;
@@ -115,27 +71,49 @@ static qf_status check_model(verifier *v, int t)
     if (t == QF_DEPLOY || !v->open[QF_DEPLOY])
         v->result->layers = layers + alone;
     if (status == QF_OK && !s->quantized)
-        warn(v, v->paths[t], "no layer of the model is quantized");
+        warn(v, v->place.paths[t], "no layer of the model is quantized");
+    return status;
+}
+
+static bool has_models(const verifier *v)
+{
+    return v->place.exists[QF_DEPLOY] || v->place.exists[QF_FAKE_QUANT];
+}
+
+static qf_status note_missing(verifier *v)
+{
+    const char *other;
+    if (v->place.runnable_exists) {
+        warn(v, v->place.runnable,
+             "a runnable model alone is not looked into; its bytes are compared with a manifest's");
+        return QF_OK;
+    }
+    qf_status status = qf_place_suggest(&v->place, &other, v->err);
+    if (status == QF_OK)
+        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = v->options->prefix},
+                    "there is neither %s nor %s, and no exported checkpoint; give the export's "
+                    "--save-path%s%s%s",
+                    v->place.paths[QF_DEPLOY], v->place.paths[QF_FAKE_QUANT],
+                    other ? ", such as '" : "", other ? other : "", other ? "'" : "");
     return status;
 }
 
 static qf_status check_structure(verifier *v)
 {
-    qf_status status = QF_OK;
-    char *partial = qf_arena_printf(&v->arena, "%s/.%s.quantfold-partial", v->folder, v->prefix);
-    if (!partial)
-        return qf_fail_memory(v->err);
+    char name[NAME_MAX + 1];
+    bool unfinished = false;
+    qf_stage_name(v->place.prefix, name);
+    char *partial = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, name);
+    qf_status status = partial ? qf_exists(partial, &unfinished, v->err) : qf_fail_memory(v->err);
     for (int t = 0; status == QF_OK && t < QF_TARGETS; t++) {
-        if (v->exists[t])
+        if (v->place.exists[t])
             status = check_model(v, t);
     }
     v->result->done[QF_VERIFY_STRUCTURE] = v->result->models > 0;
-    if (!v->exists[QF_DEPLOY] && !v->exists[QF_FAKE_QUANT])
-        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = v->options->prefix},
-                    "there is neither %s nor %s, and no exported checkpoint; give the export's "
-                    "--save-path",
-                    v->paths[QF_DEPLOY], v->paths[QF_FAKE_QUANT]);
-    if (exists(partial))
+    v->checkable = has_models(v);
+    if (status == QF_OK && !v->checkable)
+        status = note_missing(v);
+    if (unfinished)
         warn(v, partial, "an export to this path was not finished; run it again");
     end_check(v, QF_VERIFY_STRUCTURE);
     return status;
@@ -150,13 +128,13 @@ static qf_status check_agreement(verifier *v)
         v->result->done[QF_VERIFY_AGREEMENT] = true;
         status = qf_agree(&v->subjects[QF_DEPLOY], &v->subjects[QF_FAKE_QUANT],
                           &v->result->agreeing, v->err);
-    } else if (v->exists[QF_DEPLOY] != v->exists[QF_FAKE_QUANT]) {
-        int missing = v->exists[QF_DEPLOY];
-        qf_diag_add(v->findings, QF_WARNING, (qf_where){.file = v->paths[missing]},
+    } else if (v->place.exists[QF_DEPLOY] != v->place.exists[QF_FAKE_QUANT]) {
+        int missing = v->place.exists[QF_DEPLOY];
+        qf_diag_add(v->findings, QF_WARNING, (qf_where){.file = v->place.paths[missing]},
                     "there is no %s, so that weights, biases and scales could not be compared "
                     "between the two models",
                     roles[missing]);
-    } else if (v->exists[QF_DEPLOY]) {
+    } else if (v->place.exists[QF_DEPLOY]) {
         warn(v, NULL,
              "a model could not be read, or has a cycle, so that the two were not "
              "compared");
@@ -187,16 +165,19 @@ static qf_status list_location(Onnx__TensorProto *tensor, void *user)
 static qf_status check_hashes(verifier *v, const char *name, const qf_manifest_files *present)
 {
     bool *done = &v->result->done[QF_VERIFY_MANIFEST];
-    qf_status status =
-        qf_check_manifest(v->folder, name, present, v->findings, done, &v->result->hashed, v->err);
-    if (status == QF_OK && !*done) {
-        char *path = qf_arena_printf(&v->arena, "%s/%s", v->folder, name);
-        if (!path)
-            return qf_fail_memory(v->err);
+    qf_status status = qf_check_manifest(v->place.folder, name, present, v->findings, done,
+                                         &v->result->hashed, &v->inputs, v->err);
+    char *path = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, name);
+    if (!path)
+        return qf_fail_memory(v->err);
+    if (status == QF_OK && !*done && v->checkable)
         warn(v, path,
              "there is no manifest, so that the files' bytes were not compared with what was "
              "written (--manifest at the export)");
-    }
+    else if (status == QF_OK && !*done && v->place.runnable_exists)
+        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = path},
+                    "there is no manifest, so that nothing is known of the runnable model "
+                    "(--manifest at the export)");
     end_check(v, QF_VERIFY_MANIFEST);
     return status;
 }
@@ -205,10 +186,13 @@ static qf_status check_manifest(verifier *v)
 {
     qf_manifest_files present = {0};
     listing l = {.files = &present, .memory = true};
-    char *name = qf_arena_printf(&v->arena, "%s%smanifest.json", v->prefix, *v->prefix ? "." : "");
+    char *name = qf_arena_printf(&v->arena, "%s%smanifest.json", v->place.prefix,
+                                 *v->place.prefix ? "." : "");
+    if (!has_models(v) && v->place.runnable_exists)
+        l.memory = qf_manifest_files_add(&present, v->place.runnable_name);
     for (int t = 0; name && l.memory && t < QF_TARGETS; t++) {
-        if (v->exists[t])
-            l.memory = qf_manifest_files_add(&present, v->names[t]);
+        if (v->place.exists[t])
+            l.memory = qf_manifest_files_add(&present, v->place.names[t]);
         if (v->open[t] && l.memory)
             qf_model_each_tensor(v->subjects[t].proto, list_location, &l);
     }
@@ -223,8 +207,11 @@ static qf_status check_against(verifier *v)
 {
     qf_status status = QF_OK;
     if (v->options->model && v->result->models) {
-        qf_against a = {
-            .options = v->options, .prefix = v->save_path, .findings = v->findings, .err = v->err};
+        qf_against a = {.options = v->options,
+                        .prefix = v->place.save_path,
+                        .inputs = &v->inputs,
+                        .findings = v->findings,
+                        .err = v->err};
         for (int t = 0; t < QF_TARGETS; t++)
             a.found[t] = v->walkable[t] ? &v->subjects[t] : NULL;
         v->result->done[QF_VERIFY_AGAINST] = a.found[0] || a.found[1];
@@ -238,41 +225,40 @@ static qf_status check_against(verifier *v)
 
 /* ---- checkpoints ---- */
 
-static bool is_checkpoint(const verifier *v)
+static qf_status is_checkpoint(verifier *v, bool *found)
 {
-    char *path = NULL;
-    const char *given = v->options->prefix;
-    bool found = false;
-    if (v->exists[0] || v->exists[1] || !is_folder(given))
-        return false;
     static const char *const marks[] = {CHECKPOINT_MANIFEST, "model.safetensors.index.json",
                                         "model.safetensors"};
-    for (size_t i = 0; i < sizeof marks / sizeof *marks && !found; i++) {
-        size_t n = strlen(given) + strlen(marks[i]) + 2;
-        path = malloc(n);
-        if (path)
-            snprintf(path, n, "%s/%s", given, marks[i]);
-        found = path && exists(path);
-        free(path);
+    qf_status status = QF_OK;
+    *found = false;
+    if (has_models(v) || *v->place.prefix)
+        return QF_OK;
+    for (size_t i = 0; status == QF_OK && i < sizeof marks / sizeof *marks && !*found; i++) {
+        const char *path = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, marks[i]);
+        status = path ? qf_exists(path, found, v->err) : qf_fail_memory(v->err);
     }
-    return found;
+    return status;
 }
 
 /* Names of the shards that lie in the folder. */
-static bool list_shards(verifier *v, qf_manifest_files *files)
+static qf_status list_shards(verifier *v, qf_manifest_files *files)
 {
-    DIR *dir = opendir(v->options->prefix);
+    DIR *dir = opendir(v->place.folder);
     bool memory = true;
-    for (struct dirent *e; dir && memory && (e = readdir(dir));) {
+    if (!dir)
+        return qf_fail_errno(v->err, v->place.folder, errno, "cannot list the folder");
+    for (struct dirent *e; memory && (errno = 0, e = readdir(dir));) {
         if (!qf_ends_with(e->d_name, ".safetensors") &&
             strcmp(e->d_name, "model.safetensors.index.json") != 0)
             continue;
         char *name = qf_arena_strdup(&v->arena, e->d_name);
         memory = name && qf_manifest_files_add(files, name);
     }
-    if (dir)
-        closedir(dir);
-    return memory;
+    int e = memory ? errno : 0;
+    closedir(dir);
+    if (e)
+        return qf_fail_errno(v->err, v->place.folder, e, "cannot list the folder");
+    return memory ? QF_OK : qf_fail_memory(v->err);
 }
 
 static qf_status check_checkpoint(verifier *v)
@@ -280,13 +266,14 @@ static qf_status check_checkpoint(verifier *v)
     qf_checkpoint *checkpoint = NULL;
     qf_manifest_files present = {0};
     qf_error err;
-    qf_status status = qf_checkpoint_open(v->options->prefix, &checkpoint, &err);
+    qf_status status = qf_checkpoint_open(v->place.folder, &checkpoint, &err);
     if (status == QF_ERR_INPUT) {
         qf_diagnostics_add_error(v->findings, &err);
         status = QF_OK;
     } else if (status != QF_OK && v->err) {
         *v->err = err;
     }
+    v->checkable = true;
     v->result->models = checkpoint != NULL;
     v->result->done[QF_VERIFY_STRUCTURE] = true;
     qf_checkpoint_close(checkpoint);
@@ -294,10 +281,9 @@ static qf_status check_checkpoint(verifier *v)
     end_check(v, QF_VERIFY_AGREEMENT);
     if (status != QF_OK)
         return status;
-    free(v->folder);
-    v->folder = strdup(v->options->prefix);
-    status = v->folder && list_shards(v, &present) ? check_hashes(v, CHECKPOINT_MANIFEST, &present)
-                                                   : qf_fail_memory(v->err);
+    status = list_shards(v, &present);
+    if (status == QF_OK)
+        status = check_hashes(v, CHECKPOINT_MANIFEST, &present);
     if (v->options->model)
         warn(v, NULL, "payloads of checkpoints are not recomputed");
     end_check(v, QF_VERIFY_AGAINST);
@@ -317,19 +303,25 @@ void qf_verify_options_init_sized(qf_verify_options *options, size_t size)
 
 static qf_status run(verifier *v)
 {
-    qf_status status = find_models(v);
-    if (status != QF_OK)
-        return status;
-    if (!v->exists[0] && !v->exists[1] && access(v->folder, X_OK) != 0 && errno == EACCES)
-        return qf_fail_errno(v->err, v->folder, errno, "cannot look into the folder");
-    if (is_checkpoint(v))
-        return check_checkpoint(v);
+    qf_status status = qf_place_find(v->options->prefix, &v->place, v->err);
+    bool checkpoint = false;
+    if (status == QF_OK)
+        status = is_checkpoint(v, &checkpoint);
+    if (status != QF_OK || checkpoint)
+        return status == QF_OK ? check_checkpoint(v) : status;
     status = check_structure(v);
     if (status == QF_OK)
         status = check_agreement(v);
     if (status == QF_OK)
         status = check_manifest(v);
-    return status == QF_OK ? check_against(v) : status;
+    if (status == QF_OK)
+        status = check_against(v);
+    for (int t = 0; t < QF_TARGETS; t++) {
+        const qf_model *m = &v->subjects[t].model;
+        if (v->open[t])
+            status = qf_files_check(m->files, m->file_count, status, v->err);
+    }
+    return status;
 }
 
 qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostics,
@@ -350,14 +342,16 @@ qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostic
                   .result = &result,
                   .mark = qf_diag_now(diagnostics),
                   .err = err};
+    qf_diag_mark before = v.mark;
     qf_arena_init(&v.arena);
     qf_status status = run(&v);
+    if (status == QF_ERR_INPUT) /* a file was changed meanwhile: what was seen counts for nothing */
+        qf_diag_cut(diagnostics, before);
     for (int t = 0; t < QF_TARGETS; t++) {
         if (v.open[t])
             qf_subject_close(&v.subjects[t]);
     }
-    free(v.folder);
-    free(v.prefix);
+    qf_place_release(&v.place);
     qf_arena_release(&v.arena);
     if (status == QF_OK)
         *out = result;

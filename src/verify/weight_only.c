@@ -71,13 +71,8 @@ static bool scales_fit(const qf_node *node, const Onnx__TensorProto *w, const On
 
 static qf_status check_node(qf_subject *s, const qf_node *node, uint64_t *layers, qf_error *err)
 {
-    const Onnx__TensorProto *w =
-        node->input_count > 1 ? qf_subject_constant(node->inputs[0]) : NULL;
-    const Onnx__TensorProto *t =
-        node->input_count > 1 ? qf_subject_constant(node->inputs[1]) : NULL;
+    const Onnx__TensorProto *w = node->inputs[0]->init, *t = node->inputs[1]->init;
     char dims[128], scales[128];
-    if (!w || !t || !qf_stem(node->name, ".dequantize"))
-        return QF_OK; /* the source's own */
     *layers += 1;
     if (w->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__INT8 && w->data_type != QF_DTYPE_INT4)
         qf_subject_note(s, node->name, "its weight '%s' is %s; expected int8 or int4", qf_label(w),
@@ -96,7 +91,7 @@ qf_status qf_check_weight_only(qf_subject *s, uint64_t *layers, qf_error *err)
 {
     qf_status status = QF_OK;
     for (size_t i = 0; status == QF_OK && i < s->ir.node_count; i++) {
-        if (qf_node_is(s->ir.by_id[i], "DequantizeLinear"))
+        if (qf_is_weight_only(s->ir.by_id[i]))
             status = check_node(s, s->ir.by_id[i], layers, err);
     }
     return status;

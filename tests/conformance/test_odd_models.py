@@ -275,11 +275,9 @@ def bn_model(weight: onnx.TensorProto, gamma=1.0) -> onnx.ModelProto:
 def test_batch_norm_behind_a_weight_that_is_cut_off(quantfold, tmp_path):
     w = tensor("w", 3, 2, 1, 1)
     w.raw_data = w.raw_data[:7]
-    export(quantfold, tmp_path, bn_model(w), {"c2": scales(2)})  # not folded, passed through
-    nodes = onnx.load(tmp_path / "out" / FAKE).graph.node
-    assert any(n.op_type == "BatchNormalization" for n in nodes)
-    result = export(quantfold, tmp_path, bn_model(w), {"c": scales(3)}, expect=1)
-    assert "'w'" in result.err and "dims" in result.err
+    for record in ({"c2": scales(2)}, {"c": scales(3)}):
+        result = export(quantfold, tmp_path, bn_model(w), record, expect=1)
+        assert " w: " in result.err and "dims" in result.err
 
 
 @pytest.mark.parametrize("dims", [[3, 2, 1, -1], [3, 2, 2**62, 4]])
@@ -307,7 +305,7 @@ def test_rnn_with_two_wrong_weights(quantfold, tmp_path):
     )
     m = model([node], [value("x", [5, 1, 3]), *states], [value("Y", [5, 1, 1, 2])], inits)
     result = export(quantfold, tmp_path, m, {"r": rnn_scales(4)}, expect=1)
-    assert "'W'" in result.err
+    assert " W: " in result.err
 
 
 def test_wide_elements_in_narrow_fields(quantfold, tmp_path):

@@ -144,6 +144,14 @@ def record(inputs: Path, out: Path) -> list[list]:
     return [[*line, "--threads", "1"]]
 
 
+def verify(inputs: Path, out: Path) -> list[list]:
+    """A sound output against its source; the runnable model is what is written."""
+    model, record = inputs / "model.onnx", inputs / "record.txt"
+    line = ["verify", out / "m", "--against", model, "--record", record, "--threads", "1"]
+    line += ["--config", inputs / "config.json", "--runnable"]
+    return [*export("--threads", "1", "--manifest")(inputs, out), line]
+
+
 ONE = ("--threads", "1")
 SCENARIOS = [
     Scenario("inline", write_model, export(*ONE)),
@@ -168,4 +176,5 @@ SCENARIOS = [
     Scenario("commit", write_model, shards, at=2),
     Scenario("checkpoint", write_checkpoint, checkpoint),
     Scenario("record", write_model, record),
+    Scenario("verify", write_model, verify, at=1),
 ]

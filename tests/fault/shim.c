@@ -217,7 +217,8 @@ static bool is_below(const char *path)
 {
     for (int i = 0; i < shim.only_count; i++) {
         size_t n = strlen(shim.only[i]);
-        if (strncmp(path, shim.only[i], n) == 0 && (path[n] == '/' || !path[n] || path[n] == ' '))
+        if (strncmp(path, shim.only[i], n) == 0 &&
+            (path[n] == '/' || !path[n] || path[n] == ' ' || path[n] == ':'))
             return true;
     }
     return shim.only_count == 0;

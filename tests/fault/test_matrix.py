@@ -32,6 +32,7 @@ STRIDES = {
     "commit": SOME,
     "checkpoint": SOME,
     "record": SOME,
+    "verify": SOME,
 }
 
 

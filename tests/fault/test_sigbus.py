@@ -171,6 +171,61 @@ def test_checkpoint_cut(place, only, call):
     )
 
 
+def exported(place: Place, *extra) -> Path:
+    """A sound output with a manifest; its prefix."""
+    place.write(write_big, scenarios.export("--manifest", "--no-fsync", *extra))
+    step = scenarios.export("--manifest", "--no-fsync", *extra)(place.inputs, place.out)[0]
+    assert place.quantfold(*step).code == 0
+    return place.out / "m"
+
+
+def verify_cut(place: Place, step: list, only: Path, call: str, victim: Path, size: int) -> None:
+    """What verify saw of a file that was cut meanwhile is no finding: it says so, and that alone."""
+    result = place.strike(step, only, f"{call}:truncate={victim},{size}")
+    assert result.code in (WRONG_INPUT, SYSTEM_FAILED), f"exit {result.code}: {result.err}"
+    lines = [line for line in result.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and victim.name in lines[0], result.err
+    assert "became shorter while it was read" in lines[0], result.err
+
+
+# with files of their own, each of them is mapped as its tensor is resolved
+@pytest.mark.parametrize("size", [0, 4096])
+@pytest.mark.parametrize("call", ["mmap:1", "mmap:2", "mmap:3"])
+@pytest.mark.parametrize("form", [("--external", "never"), ("--external", "always")])
+def test_output_cut_while_it_is_verified(place, form, call, size):
+    prefix = exported(place, *form)
+    victim = place.out / "m_deploy_model.onnx"
+    if form[1] == "always":  # the graph alone is smaller than that
+        size //= 8
+    verify_cut(place, ["verify", prefix], place.out, call, victim, size)
+
+
+def test_external_file_cut_while_it_is_verified(place):
+    prefix = exported(place, "--external", "always")
+    victim = max(place.out.glob("*_fakequant.external"), key=lambda path: path.stat().st_size)
+    (place.out / "m_deploy_model.onnx").unlink()
+    (place.out / "m.manifest.json").unlink()
+    verify_cut(place, ["verify", prefix], place.out, "mmap:4", victim, 4096)
+
+
+def test_file_of_the_manifest_cut_while_it_is_verified(place):
+    """When it is mapped again for its hashes, which would be those of zeroes."""
+    prefix = exported(place, "--external", "never")
+    victim = place.out / "m_deploy_model.onnx"
+    (place.out / "m_fake_quant_model.onnx").unlink()
+    verify_cut(place, ["verify", prefix], place.out, "mmap:2", victim, 4096)
+
+
+def test_source_cut_while_verify_recomputes(place):
+    """When it is planned, and the planned model is put together in memory to be compared."""
+    prefix = exported(place)
+    model = place.inputs / "model.onnx"
+    step = ["verify", prefix, "--against", model, "--record", place.inputs / "record.txt"]
+    step += ["--config", place.inputs / "config.json"]
+    memory = Path("/memfd")  # :quantfold-verify
+    verify_cut(place, step, memory, "ftruncate:1", model, 4096)
+
+
 def test_what_was_made_of_zeroes_is_not_taken_up_again(place):
     """The journal of a run that can be resumed has nothing of what could not be read."""
     steps = scenarios.export("--external", "always", "--resume", "--threads", "1")

@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,11 +122,11 @@ def outputs(quantfold, tmp_path_factory) -> dict[str, Output]:
     return made
 
 
-def verify(quantfold, prefix: Path, *args) -> dict:
-    """The JSON of a run; it must have ended as it says."""
+def verify(quantfold, prefix: Path, *args, code: int = 1) -> dict:
+    """The JSON of a run; it must have ended as it says, with `code` if it is not well."""
     result = quantfold("verify", prefix, "--json", *args)
     found = json.loads(result.out)
-    assert result.code == (0 if found["ok"] else 1), result.err
+    assert result.code == (0 if found["ok"] else code), result.err
     return found
 
 
@@ -285,6 +286,16 @@ def setter(**fields):
             setattr(target, name, value)
 
     return work
+
+
+def add_attribute(name: str, value):
+    return lambda n: n.attribute.append(helper.make_attribute(name, value))
+
+
+def declare(name: str, kind: int, dims: list[int]):
+    """An entry of the deploy model's value_info."""
+    info = helper.make_tensor_value_info(name, kind, dims)
+    return lambda s: s.edit(DEPLOY, lambda m: m.graph.value_info.append(info))
 
 
 def make_cycle(model: onnx.ModelProto) -> None:
@@ -585,6 +596,20 @@ CORRUPTIONS = {
         PAYLOAD,
         "operator set",
     ),
+    "opset too old in both": Corruption(
+        both(lambda s, w: s.edit(w, lambda m: setter(version=5)(m.opset_import[0]))),
+        STRUCTURAL,
+        "operator set 5",
+    ),
+    "transA in both": Corruption(
+        both(lambda s, w: s.node(w, "g", add_attribute("transA", 1))), STRUCTURAL, "transA"
+    ),
+    "float declared for integers": Corruption(
+        declare("c.quant.output0", TensorProto.FLOAT, [2, 4, 6, 6]), STRUCTURAL, "c.quant.output0"
+    ),
+    "rank declared for integers": Corruption(
+        declare("c.quant.output0", TensorProto.INT8, [2, 4]), STRUCTURAL, "c.quant.output0"
+    ),
     "no opset": Corruption(
         lambda s: s.edit(DEPLOY, lambda m: m.ClearField("opset_import")), ALL, "operator set"
     ),
@@ -765,6 +790,43 @@ def test_table_of_what_found_what():
     assert len(CORRUPTIONS) >= 30
 
 
+# ---- what a source may bring along ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "node, name, value",
+    [("c", "colour", 1), ("m", "transB", 0), ("g", "alpha", 2.0), ("g", "beta", 0.5)],
+)
+def test_attributes_of_the_source_are_warnings(quantfold, outputs, node, name, value, tmp_path):
+    """The same in both models: an export takes them over, so the output may well be sound."""
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / "m.manifest.json").unlink()
+
+    def change(n):
+        kept = [a for a in n.attribute if a.name != name]
+        n.ClearField("attribute")
+        n.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    for which in (DEPLOY, FAKE):
+        Spoiler(folder, random.Random(0)).node(which, node, change)
+    found = verify(quantfold, folder / "m")
+    said = [f for f in found["findings"] if f["item"] == node and f"'{name}'" in f["message"]]
+    assert found["ok"] and {Path(f["file"]).name for f in said} == {DEPLOY, FAKE}
+    assert {f["severity"] for f in said} == {"warning"}
+
+
+def test_float_declared_for_sums_is_a_warning(quantfold, outputs, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / "m.manifest.json").unlink()
+    model = onnx.load(str(folder / DEPLOY))
+    sums = next(n.input[0] for n in model.graph.node if n.name == "c.dequant")
+    declare(sums, TensorProto.FLOAT, [2, 6, 4, 4])(Spoiler(folder, random.Random(0)))
+    found = verify(quantfold, folder / "m")
+    assert found["ok"] and any(f["item"] == sums for f in found["findings"])
+
+
 # ---- one model, none, other folders --------------------------------------------------------------
 
 
@@ -785,12 +847,57 @@ def test_one_model_alone(quantfold, outputs, tmp_path):
 def test_nothing_there(quantfold, tmp_path):
     result = quantfold("verify", tmp_path / "m")
     assert result.code == 1 and "neither" in result.err
+    assert "manifest" not in result.err and len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [DEPLOY, FAKE, "m.manifest.json"])
+def test_a_file_of_the_output_stands_for_it(quantfold, outputs, name, tmp_path):
+    o = outputs["plain"]
+    assert verify(quantfold, o.folder / name)["checks"]["agreement"]["done"]
+    quantfold.export(o.model, o.record, f"{tmp_path}/", "--manifest")
+    bare = name.removeprefix("m_").removeprefix("m.")
+    assert verify(quantfold, tmp_path / bare)["checks"]["manifest"]["done"]
+    result = quantfold("verify", bare, "--json", cwd=tmp_path)
+    assert result.code == 0 and json.loads(result.out)["checks"]["manifest"]["done"]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_models_of_a_folder_are_suggested(quantfold, outputs, slash):
+    folder = outputs["plain"].folder
+    found = verify(quantfold, f"{folder}{slash}")
+    assert f"--save-path, such as '{folder}/m'" in errors(found)[0]["message"]
+
+
+def test_one_of_a_thing_is_no_plural(quantfold, outputs, tmp_path):
+    o = outputs["rnn"]
+    quantfold.export(o.model, o.record, tmp_path / "m", "--emit", "deploy")
+    said = quantfold("verify", tmp_path / "m").out
+    assert " 1 model, 1 quantized layer, " in said and ": 0 errors" in said
+    assert " 1 layer in both models" in quantfold("verify", o.folder / "m").out
+    assert " 2 models, 4 quantized layers, " in quantfold("verify", outputs["plain"].folder / "m").out
 
 
 def test_usage(quantfold, tmp_path):
     assert quantfold("verify").code == 2
     assert quantfold("verify", "a", "b").code == 2
-    assert quantfold("verify", "a", "--record", "r").code == 2
+    for option, value in (
+        ("--record", "r"),
+        ("--config", "c"),
+        ("--weight-only", "w8a16"),
+        ("--include", "x"),
+        ("--exclude", "x"),
+        ("--from", "qdq"),
+        ("--on-unsupported", "float"),
+        ("--free-qdq", "drop"),
+        ("--input-names", "x"),
+        ("--output-names", "y"),
+        ("--dynamic-axes", "{}"),
+        ("--external-threshold", 1),
+    ):
+        result = quantfold("verify", "a", option, value)
+        assert result.code == 2 and f"{option} needs --against" in result.err, result
+    for command in ("verify", "report"):
+        assert quantfold(command, "").code == 2
     assert quantfold("verify", "a", "--from", "x").code == 2
 
 
@@ -805,6 +912,23 @@ def test_wrong_inputs_are_findings(quantfold, outputs, tmp_path):
     found = verify(quantfold, o.folder / "m", "--against", o.model, "--record", tmp_path / "r.txt")
     assert {f["check"] for f in errors(found)} == {"against"}
     assert any("g.quant" in f["item"] or "g.bias" in f["item"] for f in errors(found))
+
+
+def test_inputs_that_the_manifest_does_not_name(quantfold, outputs, tmp_path):
+    """Said once, before what comes of it."""
+    o = outputs["plain"]
+    (tmp_path / "r.txt").write_text(o.record.read_text().replace("0.05", "0.051"))
+    line = ("--against", o.model, "--record", tmp_path / "r.txt")
+    found = verify(quantfold, o.folder / "m", *line)
+    first, *others = [f for f in found["findings"] if f["check"] == "against"]
+    assert first["severity"] == "warning" and first["file"] == str(tmp_path / "r.txt")
+    assert "is not the one that the manifest names" in first["message"] and others
+    assert all(f["severity"] == "error" for f in others)
+    # of another text that says the same, nothing comes
+    (tmp_path / "r.txt").write_text(o.record.read_text() + "\n")
+    assert verify(quantfold, o.folder / "m", *line)["ok"]
+    found = verify(quantfold, o.folder / "m", "--against", o.model)
+    assert "names a record" in [f for f in found["findings"] if f["check"] == "against"][0]["message"]
 
 
 def test_nothing_is_written(quantfold, outputs):
@@ -860,6 +984,122 @@ def test_memory_does_not_grow_with_the_weights(quantfold, tmp_path, op, place):
         assert kib * 1024 < most, f"{kib / 1000:.0f} MB resident, {against}"
 
 
+# ---- names of sources ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [3, 511, 2000])
+def test_long_names(quantfold, tmp_path, length):
+    """Of a QuantizeLinear and DequantizeLinear that no layer reads, behind a Conv that has its own."""
+    net, name = Net(), "n" * length
+    scale, zero = net.weight("scale", np.float32(0.03)), net.weight("zero", np.int8(0))
+    y = net.op("QuantizeLinear", [net.input("x", normal(2, 4, 6, 6)), scale, zero], "q")
+    y = net.op("DequantizeLinear", [y, scale, zero], "dq")
+    w = net.weight("w", np.arange(216, dtype=np.int8).reshape(6, 4, 3, 3))
+    y = net.op("Conv", [y, net.op("DequantizeLinear", [w, scale, zero], "wdq")], "conv")
+    y = net.op("QuantizeLinear", [y, scale, zero], name)
+    net.output(net.op("Relu", [net.op("DequantizeLinear", [y, scale, zero], "free")], "r"))
+    onnx.save(net.model(), str(tmp_path / "model.onnx"))
+    line = ["export", "--model", tmp_path / "model.onnx", "--save-path", tmp_path / "m"]
+    assert quantfold(*line, "--from", "qdq").code == 0
+    deploy = onnx.load(str(tmp_path / DEPLOY))
+    assert any(n.op_type == "AscendAntiQuant" and name in n.name for n in deploy.graph.node)
+    found = verify(quantfold, tmp_path / "m", "--against", tmp_path / "model.onnx", "--from", "qdq")
+    assert found["ok"], errors(found)
+
+
+def test_a_dequantize_of_the_source(quantfold, tmp_path):
+    """A DequantizeLinear that has the name of ours, of a table of uint8; and one of ours."""
+    net = Net()
+    table = net.weight("table", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    scale, zero = net.weight("s", np.float32(0.1)), net.weight("z", np.uint8(7))
+    y = net.op("DequantizeLinear", [table, scale, zero], "emb.dequantize")
+    y = net.op("MatMul", [net.input("x", normal(2, 8)), y], "first")
+    net.output(net.op("MatMul", [y, net.weight("w", normal(8, 64))], "m"))
+    onnx.save(net.model(), str(tmp_path / "model.onnx"))
+    line = ["export", "--model", tmp_path / "model.onnx", "--save-path", tmp_path / "m"]
+    assert quantfold(*line, "--weight-only", "w8a16").code == 0
+    found = verify(quantfold, tmp_path / "m")
+    assert found["ok"] and found["layers"] == 1, errors(found)
+    s = Spoiler(tmp_path, random.Random(0))
+    s.values(DEPLOY, "w.scale", set_first(-1))
+    assert [f["check"] for f in errors(verify(quantfold, tmp_path / "m"))][0] == "structure"
+
+
+# ---- runnable models ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_runnable_beside_models_of_a_folder(quantfold, outputs, slash, tmp_path):
+    """A folder is meant as one with and without a slash behind it."""
+    o, folder = outputs["plain"], tmp_path / "out"
+    quantfold.export(o.model, o.record, f"{folder}/")
+    found = verify(quantfold, f"{folder}{slash}", "--runnable")
+    assert found["ok"] and Path(found["runnable"]) == folder / "runnable_model.onnx"
+    assert (folder / "runnable_model.onnx").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_runnable_is_named(quantfold, outputs, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    result = quantfold("verify", folder / "m", "--runnable")
+    assert result.code == 0 and str(folder / "m_runnable_model.onnx") in result.out
+    assert (folder / "m_runnable_model.onnx").is_file()
+    assert "runnable" not in verify(quantfold, folder / "m")
+
+
+def test_a_runnable_model_alone(quantfold, outputs, tmp_path):
+    """It is not looked into; a manifest says whether its bytes are those that were written."""
+    o = outputs["plain"]
+    for options in (["--manifest"], []):
+        quantfold.export(o.model, o.record, tmp_path / "m", "--emit", "runnable", *options)
+        found = verify(quantfold, tmp_path / "m")
+        assert found["ok"] == bool(options), found["findings"]
+        assert any("runnable model alone" in f["message"] for f in found["findings"])
+        assert found["checks"]["manifest"]["done"] == bool(options)
+        assert not found["checks"]["structure"]["done"]
+        if options:
+            Spoiler(tmp_path, random.Random(0)).flip_byte("m_runnable_model.onnx")
+            assert {f["check"] for f in errors(verify(quantfold, tmp_path / "m"))} == {"manifest"}
+            (tmp_path / "m.manifest.json").unlink()
+
+
+def test_runnable_without_a_deploy_model(quantfold, outputs, tmp_path):
+    o = outputs["plain"]
+    quantfold.export(o.model, o.record, tmp_path / "out" / "m", "--emit", "fake-quant")
+    checkpoint = make_checkpoint(quantfold, tmp_path)
+    for prefix in (tmp_path / "out" / "m", checkpoint):
+        found = verify(quantfold, prefix, "--runnable")
+        assert not found["ok"] and found["runnable"] is None
+        assert [f["message"] for f in errors(found)][0].endswith(
+            "there is no deploy model to make runnable"
+        )
+
+
+def test_why_there_is_no_runnable_model_has_its_place(quantfold, outputs, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / ".m.quantfold-partial").write_text("in the way")
+    found = verify(quantfold, folder / "m", "--runnable", code=3)
+    last = errors(found)[-1]
+    assert not found["ok"] and found["runnable"] is None
+    assert ".m.quantfold-partial" in last["file"] + last["message"], last
+
+
+# ---- exports that were not finished --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["m", "", "m" * 220])
+def test_unfinished_export_is_told(quantfold, outputs, prefix, tmp_path):
+    """Whatever the staging folder is called."""
+    o, path = outputs["plain"], f"{tmp_path}/{prefix}"
+    quantfold.export(o.model, o.record, path)
+    line = ["export", "--model", o.model, "--record", o.record, "--save-path", path]
+    assert quantfold(*line, "--shard", "0/2").code == 0
+    said = [f["message"] for f in verify(quantfold, path)["findings"]]
+    assert any("was not finished" in m for m in said), said
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -908,6 +1148,42 @@ def test_checkpoint(quantfold, tmp_path):
 
 
 # ---- hostile files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["{}", "./{}", ".//{}"])
+def test_a_manifest_that_names_a_file_again_and_again(quantfold, outputs, name, tmp_path):
+    """It is hashed once."""
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+
+    def work(document):
+        file = document["files"][0]
+        document["files"] += [file | {"name": name.format(file["name"])}] * 1000
+
+    whole = verify(quantfold, folder / "m")["hashed"]
+    Spoiler(folder, random.Random(0)).manifest(work)
+    found = verify(quantfold, folder / "m")
+    assert found["hashed"] == whole and found["checks"]["manifest"]["errors"] == 1000
+    said = {f["message"] for f in errors(found)}
+    assert any("twice" in m or "no path below" in m for m in said)
+
+
+@pytest.mark.parametrize("name", ["a{}", "same"])
+def test_any_number_of_attributes(quantfold, outputs, name, tmp_path):
+    """Looking each of them up among the others took minutes."""
+    folder = tmp_path / "out"
+    shutil.copytree(outputs["plain"].folder, folder)
+    (folder / "m.manifest.json").unlink()
+    many = [helper.make_attribute(name.format(i), i) for i in range(60_000)]
+    many.append(helper.make_attribute(name.format("b"), list(range(100_000))))
+    s = Spoiler(folder, random.Random(0))
+    s.node(DEPLOY, "r", lambda n: n.attribute.extend(many))
+    s.node(FAKE, "r", lambda n: n.attribute.extend(many[::-1]))
+    start = time.monotonic()
+    result = quantfold("verify", folder / "m", "--json")
+    assert time.monotonic() - start < 20
+    twice = [f for f in json.loads(result.out)["findings"] if "twice" in f["message"]]
+    assert bool(twice) == (name == "same") and result.code == (1 if twice else 0)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "verify/place.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/file.h"
+#include "exec/stage.h"
+
+static qf_status look_at(const char *path, bool *exists, bool *folder, qf_error *err)
+{
+    struct stat st;
+    *exists = stat(path, &st) == 0;
+    *folder = *exists && S_ISDIR(st.st_mode);
+    if (*exists || qf_is_absent(errno))
+        return QF_OK;
+    return qf_fail_errno(err, path, errno, "cannot look for the file");
+}
+
+qf_status qf_exists(const char *path, bool *exists, qf_error *err)
+{
+    bool folder;
+    return look_at(path, exists, &folder, err);
+}
+
+/* The arena's copies of malloc'ed texts. */
+static bool keep(qf_place *p, char *folder, char *prefix)
+{
+    p->folder = qf_arena_strdup(&p->arena, folder);
+    p->prefix = qf_arena_strdup(&p->arena, prefix);
+    free(folder);
+    free(prefix);
+    return p->folder && p->prefix;
+}
+
+static const char *path_of(qf_place *p, const char *name)
+{
+    return name ? qf_arena_printf(&p->arena, "%s/%s", p->folder, name) : NULL;
+}
+
+static const char *name_of(qf_place *p, const char *end)
+{
+    return qf_arena_printf(&p->arena, "%s%s%s", p->prefix, *p->prefix ? "_" : "", end);
+}
+
+static qf_status name_models(qf_place *p, const char *save_path, qf_error *err)
+{
+    static const char *const ends[QF_PLACE_MODELS] = {"deploy_model.onnx", "fake_quant_model.onnx"};
+    char *folder, *prefix;
+    qf_status status = qf_save_path_split(save_path, &folder, &prefix, err);
+    if (status != QF_OK)
+        return status;
+    if (!keep(p, folder, prefix))
+        return qf_fail_memory(err);
+    p->save_path = save_path;
+    for (int t = 0; status == QF_OK && t < QF_PLACE_MODELS; t++) {
+        p->names[t] = name_of(p, ends[t]);
+        p->paths[t] = path_of(p, p->names[t]);
+        if (!p->paths[t])
+            return qf_fail_memory(err);
+        status = qf_exists(p->paths[t], &p->exists[t], err);
+    }
+    if (status != QF_OK)
+        return status;
+    p->runnable_name = name_of(p, "runnable_model.onnx");
+    p->runnable = path_of(p, p->runnable_name);
+    return p->runnable ? qf_exists(p->runnable, &p->runnable_exists, err) : qf_fail_memory(err);
+}
+
+static bool any(const qf_place *p)
+{
+    return p->exists[QF_PLACE_DEPLOY] || p->exists[QF_PLACE_FAKE_QUANT] || p->runnable_exists;
+}
+
+/* The save path of a file that an export wrote; NULL if it has no such name. */
+static char *save_path_of(qf_place *p, const char *file)
+{
+    static const char *const ends[] = {"deploy_model.onnx", "fake_quant_model.onnx",
+                                       "runnable_model.onnx", "manifest.json"};
+    const char *slash = strrchr(file, '/');
+    size_t head = slash ? (size_t)(slash - file) + 1 : 0, n = strlen(file);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        size_t m = strlen(ends[i]);
+        char mark = strcmp(ends[i], "manifest.json") == 0 ? '.' : '_';
+        if (!qf_ends_with(file + head, ends[i]))
+            continue;
+        if (n - m == head)
+            return qf_arena_printf(&p->arena, "%.*s", head ? (int)head : 2, head ? file : "./");
+        if (file[n - m - 1] == mark && n - m - 1 > head)
+            return qf_arena_strndup(&p->arena, file, n - m - 1);
+    }
+    return NULL;
+}
+
+qf_status qf_place_find(const char *given, qf_place *out, qf_error *err)
+{
+    bool exists, folder = false;
+    *out = (qf_place){0};
+    qf_arena_init(&out->arena);
+    const char *save_path = qf_arena_strdup(&out->arena, given);
+    qf_status status = save_path ? name_models(out, save_path, err) : qf_fail_memory(err);
+    if (status == QF_OK)
+        status = look_at(save_path, &exists, &folder, err);
+    if (status != QF_OK || any(out) || qf_ends_with(save_path, "/"))
+        return status;
+    char *other =
+        folder ? qf_arena_printf(&out->arena, "%s/", save_path) : save_path_of(out, save_path);
+    if (!other)
+        return folder ? qf_fail_memory(err) : QF_OK;
+    return name_models(out, other, err);
+}
+
+/* Bytes before the ending of a model's name; 0 if it is none's, or has nothing before. */
+static size_t stem_of(const char *name)
+{
+    static const char *const ends[] = {"_deploy_model.onnx", "_fake_quant_model.onnx",
+                                       "_runnable_model.onnx"};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (qf_ends_with(name, ends[i]))
+            return strlen(name) - strlen(ends[i]);
+    }
+    return 0;
+}
+
+qf_status qf_place_suggest(qf_place *p, const char **save_path, qf_error *err)
+{
+    const char *best = NULL;
+    DIR *dir = *p->prefix ? NULL : opendir(p->folder);
+    *save_path = NULL;
+    if (!dir)
+        return QF_OK; /* there is nothing to suggest */
+    for (const struct dirent *e; (e = readdir(dir));) {
+        size_t n = stem_of(e->d_name);
+        char *stem = n ? qf_arena_strndup(&p->arena, e->d_name, n) : NULL;
+        if (n && !stem) {
+            closedir(dir);
+            return qf_fail_memory(err);
+        }
+        if (stem && (!best || strcmp(stem, best) < 0))
+            best = stem;
+    }
+    closedir(dir);
+    if (best)
+        *save_path = path_of(p, best);
+    return best && !*save_path ? qf_fail_memory(err) : QF_OK;
+}
+
+void qf_place_release(qf_place *place)
+{
+    qf_arena_release(&place->arena);
+}
