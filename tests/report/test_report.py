@@ -389,6 +389,27 @@ def test_target_that_cannot_be_written(quantfold, digits, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["dir.html"]
 
 
+def test_target_that_is_an_input(quantfold, tmp_path):
+    """A page never takes the place of what it is made of, by whatever name that is called."""
+    source = tmp_path / "model.onnx"
+    source.write_bytes((DIGITS / "model.onnx").read_bytes())
+    prefix = tmp_path / "m"
+    quantfold.export(
+        source, DIGITS / "record.txt", prefix, "--no-fsync", "--stats", "--external", "always"
+    )
+    (tmp_path / "alias").symlink_to(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    assert any(name.endswith(".external") for name in before) and len(before) > 4
+    for name in before:
+        for target in (tmp_path / name, tmp_path / "alias" / name):
+            run = quantfold("report", prefix, "-o", target)
+            assert run.code == 1 and str(target) in run.err and "would replace" in run.err, name
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    other = tmp_path / "other.html"
+    for _ in range(2):  # a page takes the place of an older one
+        assert quantfold("report", prefix, "-o", other).code == 0
+
+
 def test_checkpoint(quantfold, tmp_path):
     """A folder of safetensors has weights and no layers."""
     import numpy as np
