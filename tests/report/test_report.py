@@ -167,6 +167,30 @@ def test_external_files_and_repeated_runs(quantfold, tmp_path):
 # ---- warnings ----------------------------------------------------------------------------------
 
 
+def test_models_are_told_apart_by_how_their_files_end(quantfold, tmp_path):
+    """A prefix may hold the words of another model's name; a runnable model is neither."""
+    args = (DIGITS / "model.onnx", DIGITS / "record.txt")
+    wanted = {"deploy": 0, "fake_quant": 0, "runnable": 0}
+    for name in ("fake_quant_model_v2", "runnable_model", "deploy_fakequant"):
+        prefix = export(quantfold, *args, tmp_path / name, "--stats", "--external", "always")
+        sizes = data(quantfold, prefix)["sizes"]
+        kinds = {f["name"]: f["model"] for f in sizes["files"]}
+        assert kinds[f"{name}_deploy_model.onnx"] == "deploy"
+        assert kinds[f"{name}_fake_quant_model.onnx"] == "fake_quant"
+        assert {k for n, k in kinds.items() if n.endswith("_deploy.external")} == {"deploy"}
+        for kind in wanted:
+            total = sum(f["bytes"] for f in sizes["files"] if f["model"] == kind)
+            assert sizes[kind] == total and (total > 0) == (kind != "runnable")
+    for layout in ("per-tensor", "single"):
+        extra = ("--emit", "runnable", "--stats", "--external", "always")
+        prefix = export(quantfold, *args, tmp_path / "r", *extra, "--external-layout", layout)
+        sizes = data(quantfold, prefix)["sizes"]
+        assert {f["model"] for f in sizes["files"]} == {"runnable"} and len(sizes["files"]) > 1
+        assert sizes["deploy"] == 0 and sizes["ratio"] is None and sizes["runnable"] > 0
+        text = text_of(parse(page(quantfold, prefix)))
+        assert "Runnable model" in text and "Deploy model" not in text and "After" not in text
+
+
 def test_warnings(quantfold, tmp_path):
     """Each kind is found on the layer that was made for it, and on no other."""
     net = Net()
