@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "report/summary.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -306,21 +307,24 @@ bool qf_summary_read(qf_summary *s)
 
 /* ---- opening ---- */
 
-static bool is_file(const char *path)
+/* What cannot be examined is for open_manifest() to report. */
+static bool may_be_file(const char *path)
 {
     struct stat st;
-    return path && stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    return stat(path, &st) == 0 ? S_ISREG(st.st_mode) : !qf_is_absent(errno);
 }
 
 /* The manifest of a save path; *tried is the first place that was looked at. */
-static const char *find(qf_arena *arena, const char *path, const char **tried, qf_error *err)
+static qf_status find(qf_arena *arena, const char *path, const char **tried, const char **found,
+                      qf_error *err)
 {
     char *folder, *prefix;
-    *tried = NULL;
+    *tried = *found = path;
     if (qf_ends_with(path, ".json"))
-        return *tried = path;
-    if (qf_save_path_split(path, &folder, &prefix, err) != QF_OK)
-        return NULL;
+        return QF_OK;
+    qf_status status = qf_save_path_split(path, &folder, &prefix, err);
+    if (status != QF_OK)
+        return status;
     const char *slash = qf_ends_with(folder, "/") ? "" : "/";
     const char *places[] = {
         qf_arena_printf(arena, "%s%s%s%smanifest.json", folder, slash, prefix, *prefix ? "." : ""),
@@ -329,12 +333,14 @@ static const char *find(qf_arena *arena, const char *path, const char **tried, q
         qf_arena_printf(arena, "%s%s%s/manifest.json", folder, slash, prefix)};
     free(folder);
     free(prefix);
-    *tried = places[0];
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        if (is_file(places[i]))
-            return places[i];
+    if (!places[0] || !places[1] || !places[2])
+        return qf_fail_memory(err);
+    *tried = *found = places[0];
+    for (size_t i = sizeof places / sizeof *places; i-- > 0;) {
+        if (may_be_file(places[i]))
+            *found = places[i];
     }
-    return *tried;
+    return QF_OK;
 }
 
 static qf_status parse(qf_summary *s, const char *place, qf_error *err)
@@ -345,8 +351,11 @@ static qf_status parse(qf_summary *s, const char *place, qf_error *err)
     qf_status status = qf_file_read_text(place, "manifest", MOST, &text, &length, NULL, err);
     if (status != QF_OK)
         return status;
-    s->manifest = cJSON_ParseWithLength(text, length);
+    bool exhausted = false;
+    s->manifest = qf_json_parse(text, length, NULL, false, &exhausted);
     qf_spill_free(text);
+    if (exhausted)
+        return qf_fail_memory(err);
     if (!s->manifest || !array_of(s->manifest, "files"))
         return qf_fail_at(
             err, QF_ERR_INPUT, (qf_where){.file = place},
@@ -356,17 +365,20 @@ static qf_status parse(qf_summary *s, const char *place, qf_error *err)
 
 static qf_status open_manifest(qf_summary *s, const char *path, char **place, qf_error *err)
 {
-    const char *tried, *found = find(&s->arena, path, &tried, err);
-    if (!tried && !found) {
-        qf_status memory = qf_fail_memory(err);
-        return memory;
-    }
-    if (!is_file(found))
+    const char *tried, *found;
+    struct stat st;
+    qf_status status = find(&s->arena, path, &tried, &found, err);
+    if (status != QF_OK)
+        return status;
+    bool there = stat(found, &st) == 0;
+    if (!there && !qf_is_absent(errno))
+        return qf_fail_errno(err, found, errno, "cannot examine the manifest");
+    if (!there || !S_ISREG(st.st_mode))
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = tried},
                           "there is no manifest; export once more with --stats (to the same "
                           "--save-path), which writes one");
     *place = strdup(found);
-    qf_status status = *place ? parse(s, found, err) : qf_fail_memory(err);
+    status = *place ? parse(s, found, err) : qf_fail_memory(err);
     if (status != QF_OK) {
         free(*place);
         *place = NULL;

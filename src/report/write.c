@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/file.h"
+#include "base/retry.h"
 #include "exec/stage.h"
 #include "report/summary.h"
 
@@ -35,18 +35,48 @@ static void leave_c(c_locale *l)
 /* What makes a document of a summary, malloc'ed; false when memory is exhausted. */
 typedef bool (*maker)(const qf_summary *s, char **out, size_t *length);
 
+/* A stream into memory. open_memstream() is none to rely on: what it cannot keep for want of memory
+ * is lost without a word. */
+typedef struct growing {
+    char *text;
+    size_t length, cap;
+    bool failed;
+} growing;
+
+static ssize_t grow(void *cookie, const char *bytes, size_t n)
+{
+    enum { FIRST = 1 << 16 };
+    growing *g = cookie;
+    size_t needed = g->length + n + 1, cap = g->cap ? g->cap : FIRST;
+    while (cap < needed)
+        cap *= 2;
+    char *text = g->failed ? NULL : cap > g->cap ? realloc(g->text, cap) : g->text;
+    g->failed = !text;
+    if (!text)
+        return 0;
+    memcpy(text + g->length, bytes, n);
+    g->text = text;
+    g->cap = cap;
+    g->length += n;
+    text[g->length] = '\0';
+    return (ssize_t)n;
+}
+
 static bool make_page(const qf_summary *s, char **out, size_t *length)
 {
-    FILE *file = open_memstream(out, length);
+    growing g = {0};
+    FILE *file = fopencookie(&g, "w", (cookie_io_functions_t){.write = grow});
     if (!file)
         return false;
     bool ok = qf_summary_to_html(s, file) && !ferror(file);
-    ok = fclose(file) == 0 && ok;
+    ok = fclose(file) == 0 && ok && !g.failed && g.text;
     if (!ok) {
-        free(*out);
-        *out = NULL;
+        free(g.text);
+        return false;
     }
-    return ok;
+    *out = g.text;
+    *length = g.length;
+    return true;
 }
 
 static bool make_json(const qf_summary *s, char **out, size_t *length)
@@ -106,7 +136,7 @@ static qf_status check_target(const qf_summary *s, const char *place, const char
     qf_status status = qf_save_path_split(place, &folder, &name, err);
     if (status != QF_OK)
         return status;
-    int fd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int fd = qf_open_at(AT_FDCWD, folder, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
     if (fd < 0)
         status = qf_fail_errno(err, folder, errno, "cannot open the manifest's folder");
     free(folder);
@@ -115,7 +145,7 @@ static qf_status check_target(const qf_summary *s, const char *place, const char
         return status;
     const char *same = find_same(fd, s->outputs, s->output_count, &st);
     same = same ? same : find_same(fd, s->inputs, s->input_count, &st);
-    close(fd);
+    qf_close(fd);
     return same ? qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = target},
                              "the report would replace '%s', which the manifest names; choose "
                              "another name",
