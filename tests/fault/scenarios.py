@@ -144,6 +144,12 @@ def record(inputs: Path, out: Path) -> list[list]:
     return [[*line, "--threads", "1"]]
 
 
+def report(inputs: Path, out: Path) -> list[list]:
+    """The page of an export."""
+    whole = export("--emit", "deploy", "--stats", "--threads", "1")(inputs, out)[0]
+    return [whole, ["report", out / "m"]]
+
+
 ONE = ("--threads", "1")
 SCENARIOS = [
     Scenario("inline", write_model, export(*ONE)),
@@ -168,4 +174,5 @@ SCENARIOS = [
     Scenario("commit", write_model, shards, at=2),
     Scenario("checkpoint", write_checkpoint, checkpoint),
     Scenario("record", write_model, record),
+    Scenario("report", write_model, report, at=1),
 ]
