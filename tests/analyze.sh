@@ -14,7 +14,8 @@ mapfile -t files < <(printf '%s\n' "$@")
 [ $# -gt 0 ] || mapfile -t files < <(find src kernels -name '*.c' ! -name '*_neon.c' | sort)
 failed=0
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+said=$(mktemp) # clang-tidy's stderr: how many warnings were left out, or why it could not run
+trap 'rm -f "$log" "$said"' EXIT
 
 # One file a process: clang-tidy 14 loses va_start in the second. error.c defines what failing.h puts macros over; kernels do not fail
 tidy() { # tidy EXTRA... -- FILE...
@@ -22,7 +23,7 @@ tidy() { # tidy EXTRA... -- FILE...
   while [ "$1" != -- ]; do extra+=("--extra-arg=$1"); shift; done
   shift
   [ $# -eq 0 ] || printf '%s\n' "$@" |
-    xargs -P "$(nproc)" -n 1 clang-tidy -quiet -p "$build" "${extra[@]}" >>"$log" 2>/dev/null || failed=1
+    xargs -P "$(nproc)" -n 1 clang-tidy -quiet -p "$build" "${extra[@]}" >>"$log" 2>>"$said" || failed=1
 }
 echo "clang-tidy: ${#files[@]} files"
 mapfile -t others < <(printf '%s\n' "${files[@]}" | grep -Ev '^(kernels/|src/base/error.c$)' || true)
@@ -30,6 +31,7 @@ tidy -include "$PWD/tests/analysis/failing.h" -- "${others[@]}"
 mapfile -t alone < <(printf '%s\n' "${files[@]}" | grep -E '^(kernels/|src/base/error.c$)' || true)
 tidy -- "${alone[@]}"
 cat "$log"
+[ $failed -eq 0 ] || cat "$said" >&2
 
 # Of gcc's analyzer, what it is right about. Version 12 takes arrays and structs that `= {0}` fills for
 # uninitialised, blocks behind their head for leaks, and follows what a status rules out.

@@ -537,7 +537,7 @@ QF_API qf_status qf_summary_html(const char *path, char **out, size_t *length, q
 QF_API qf_status qf_summary_json(const char *path, char **out, size_t *length, qf_error *err);
 /* Writes the page to `target`, mode 0640, whole or not at all; NULL: beside the manifest,
  * <prefix>.report.html. *saved, which may be NULL, is where, malloc'ed and the caller's to free().
- */
+ * QF_ERR_INPUT too if the target is the manifest, or a file beside it that it names. */
 QF_API qf_status qf_summary_save(const char *path, const char *target, char **saved, qf_error *err);
 
 /* ---- 8. Verifying ------------------------------------------------------------------------- */

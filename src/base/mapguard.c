@@ -20,7 +20,10 @@ struct qf_guard {
     struct block *home; /* set once the slot has been used */
 };
 
-enum { SLOTS = 64 };
+enum {
+    SLOTS = 64,
+    LEVELS = 2, /* handlers of ours that can stand, each above one of the host's */
+};
 
 /* Blocks are never given back, because the handler may be looking at them. */
 typedef struct block {
@@ -34,8 +37,9 @@ static struct {
     block first;
     block *roomy;   /* where a slot was taken or given back last */
     size_t handled; /* guards for which the handler is installed */
-    bool off, installed;
-    struct sigaction previous;
+    bool off;
+    int level; /* handlers that are installed, or that a host's has replaced since */
+    struct sigaction previous[LEVELS];
     uintptr_t page;
     _Atomic uint64_t faults;
 } guards = {.lock = PTHREAD_MUTEX_INITIALIZER, .roomy = &guards.first};
@@ -74,9 +78,8 @@ static bool put_zeroes(uintptr_t at)
 }
 
 /* To whom the signal was going before. The default is to die of it: back to the instruction. */
-static void pass_on(int number, siginfo_t *info, void *context)
+static void pass_on(const struct sigaction *p, int number, siginfo_t *info, void *context)
 {
-    const struct sigaction *p = &guards.previous;
     if (p->sa_flags & SA_SIGINFO) {
         p->sa_sigaction(number, info, context);
     } else if (p->sa_handler == SIG_IGN && info->si_code <= 0) {
@@ -89,23 +92,59 @@ static void pass_on(int number, siginfo_t *info, void *context)
     }
 }
 
-static void on_fault(int number, siginfo_t *info, void *context)
+/* A mapping that cannot be read; not, for one, an access that is not aligned. */
+static bool is_missing(const siginfo_t *info)
+{
+    return info->si_code == BUS_ADRERR || info->si_code == BUS_OBJERR ||
+           info->si_code == BUS_MCEERR_AR || info->si_code == BUS_MCEERR_AO;
+}
+
+static void handle(int level, int number, siginfo_t *info, void *context)
 {
     int e = errno;
-    if (info->si_code <= 0 || !put_zeroes((uintptr_t)info->si_addr))
-        pass_on(number, info, context);
+    if (!is_missing(info) || !put_zeroes((uintptr_t)info->si_addr))
+        pass_on(&guards.previous[level], number, info, context);
     errno = e;
 }
 
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+    handle(0, number, info, context);
+}
+
+static void on_fault_again(int number, siginfo_t *info, void *context)
+{
+    handle(1, number, info, context);
+}
+
+/* A host's handler that has replaced one of ours may pass on to it what is not its own. Above such
+ * a handler goes another function, so that a fault does not go round in circles. */
+static void (*const handlers[LEVELS])(int, siginfo_t *, void *) = {on_fault, on_fault_again};
+
 /* ---- installing it ---- */
 
+/* Which of ours that is; -1: none. */
+static int level_of(const struct sigaction *action)
+{
+    for (int i = 0; i < LEVELS; i++) {
+        if ((action->sa_flags & SA_SIGINFO) && action->sa_sigaction == handlers[i])
+            return i;
+    }
+    return -1;
+}
+
+/* A host that has replaced all of ours keeps its handler. */
 static void install(void)
 {
-    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    struct sigaction now, action = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
+    if (sigaction(SIGBUS, NULL, &now) != 0 || level_of(&now) >= 0 || guards.level == LEVELS)
+        return;
     sigemptyset(&action.sa_mask);
+    action.sa_sigaction = handlers[guards.level];
     guards.page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    sigaction(SIGBUS, NULL, &guards.previous);
-    guards.installed = sigaction(SIGBUS, &action, NULL) == 0;
+    guards.previous[guards.level] = now;
+    if (sigaction(SIGBUS, &action, NULL) == 0)
+        guards.level++;
 }
 
 /* A handler that somebody has installed since then stays; it may pass faults on to ours, which then
@@ -113,11 +152,11 @@ static void install(void)
 static void uninstall(void)
 {
     struct sigaction now;
-    if (sigaction(SIGBUS, NULL, &now) != 0 || !(now.sa_flags & SA_SIGINFO) ||
-        now.sa_sigaction != on_fault)
+    int level = sigaction(SIGBUS, NULL, &now) == 0 ? level_of(&now) : -1;
+    if (level < 0)
         return;
-    sigaction(SIGBUS, &guards.previous, NULL);
-    guards.installed = false;
+    sigaction(SIGBUS, &guards.previous[level], NULL);
+    guards.level = level;
 }
 
 /* ---- guards ---- */
@@ -161,7 +200,7 @@ qf_guard *qf_guard_add(void *from, size_t length, bool writable)
         atomic_store(&g->struck, false);
         atomic_store(&g->writable, writable);
         g->handled = !guards.off;
-        if (g->handled && guards.handled++ == 0 && !guards.installed)
+        if (g->handled && guards.handled++ == 0)
             install();
         atomic_store(&g->from, (uintptr_t)from);
         atomic_store(&g->to, (uintptr_t)from + length);

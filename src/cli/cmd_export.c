@@ -210,7 +210,9 @@ static void say_findings(const cli_export *a, const cli_export_run *run, int *co
 {
     int first = cli_ranks_first(*code);
     bool leader = cli_ranks_rank() == 0;
-    if (run->list && (leader || !first))
+    if (!run->list)
+        cli_out_of_memory();
+    else if (leader || !first)
         cli_print_diagnostics(run->list, a->manner.quiet || !leader);
     *code = first ? first : cli_ranks_worst(*code);
 }

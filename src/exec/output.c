@@ -518,7 +518,8 @@ static qf_status expect_files(qf_stage *stage, const cJSON *plan, uint64_t *byte
             return status;
         bool there = qf_stage_size(stage, stage->count - 1, &found);
         if (!there && errno != ENOENT)
-            return qf_fail_errno(err, stage->partial, errno, "cannot examine what shards wrote");
+            return qf_fail_errno(err, stage->partial, errno, "cannot examine the staged '%s'",
+                                 name);
         if (!there || found != size)
             return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial, .item = name},
                               "the file is not there in the length that was planned; run its shard "

@@ -14,11 +14,12 @@ typedef struct rnn_form {
     const char *type;
     size_t gates, input_count;
     int h, c, bias, lengths, clean, param;
+    bool clips; /* its clip is understood */
 } rnn_form;
 
 static const rnn_form forms[] = {
-    {"BasicLSTMInplaceFillWindowCache", 4, 9, 3, 4, 5, 6, 7, 8},
-    {"BasicGRUInplaceFillWindowCache", 3, 8, 3, -1, 4, 5, 6, 7},
+    {"BasicLSTMInplaceFillWindowCache", 4, 9, 3, 4, 5, 6, 7, 8, false},
+    {"BasicGRUInplaceFillWindowCache", 3, 8, 3, -1, 4, 5, 6, 7, true},
 };
 
 static const rnn_form *form_of(const qf_node *node)
@@ -33,6 +34,11 @@ static const rnn_form *form_of(const qf_node *node)
 static qf_value *input_at(const qf_node *node, int index)
 {
     return index >= 0 && (size_t)index < node->input_count ? node->inputs[index] : NULL;
+}
+
+static bool has_clip(const qf_node *node)
+{
+    return qf_node_float(node, "clip", -1) > 0;
 }
 
 static bool is_default_text(const qf_node *node, const char *name, const char *value)
@@ -59,7 +65,7 @@ static const char *find_obstacle(const qf_node *node, const rnn_form *form)
         return "its direction is not forward";
     if (activations && activations->n_strings)
         return "it has activations of its own";
-    if (form->c >= 0 && qf_node_float(node, "clip", -1) > 0)
+    if (!form->clips && has_clip(node))
         return "it clips its gates";
     if (qf_node_int(node, "input_forget", 0) || !qf_node_int(node, "linear_before_reset", 1))
         return "it has input_forget, or no linear_before_reset";
@@ -132,7 +138,7 @@ static qf_status become_call(qf_runner *r, qf_node *node, const rnn_form *form,
                        lengths};
     static const char *const names[] = {"x", "w", "r", "param", "h", "c", "bias", "lengths"};
     qf_value *inputs[sizeof all / sizeof *all];
-    bool clip = qf_node_float(node, "clip", -1) > 0;
+    bool clip = form->clips && has_clip(node);
     const char *text = "";
     size_t n = 0;
     for (size_t i = 0; text && i < sizeof all / sizeof *all; i++) {

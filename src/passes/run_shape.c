@@ -70,20 +70,7 @@ static int64_t layer_extent(const qf_node *layer, int64_t axis)
     return conv ? w->dims[0] : w->dims[1] * qf_node_int(layer, "group", 1);
 }
 
-static int64_t find_extent(const qf_value *value, int64_t axis, int *visits);
-
-/* The columns that Flatten makes of [N, C, ...]: C, if a global pool has left nothing else. */
-static int64_t flattened_extent(const qf_node *flatten, int *visits)
-{
-    const qf_node *before = flatten->inputs[0]->producer;
-    bool pooled = before && qf_node_is(before, "GlobalAveragePool") && before->input_count &&
-                  before->inputs[0];
-    return pooled && qf_node_int(flatten, "axis", 1) == 1
-               ? find_extent(before->inputs[0], 1, visits)
-               : 0;
-}
-
-static int64_t find_extent(const qf_value *value, int64_t axis, int *visits)
+static bool is_keeper(const qf_node *node)
 {
     static const char *const keepers[] = {"Identity",
                                           "Relu",
@@ -107,20 +94,90 @@ static int64_t find_extent(const qf_value *value, int64_t axis, int *visits)
                                           "BatchNormalization",
                                           "LayerNormalization",
                                           NULL};
+    return one_of(node, keepers);
+}
+
+static bool is_pool(const qf_node *node)
+{
     static const char *const pools[] = {"MaxPool", "AveragePool", "GlobalAveragePool", NULL};
+    return one_of(node, pools);
+}
+
+static bool is_pair(const qf_node *node)
+{
     static const char *const pairs[] = {"Add", "Sub", "Mul", "Div", NULL};
+    return one_of(node, pairs) && node->input_count == 2 && node->inputs[0] && node->inputs[1];
+}
+
+/* The number of dims; -1: not known. */
+static int64_t find_rank(const qf_value *value, int *visits)
+{
+    const Onnx__TypeProto__Tensor *type = tensor_type(value);
+    const qf_node *node = value->producer;
+    if (value->init)
+        return (int64_t)value->init->n_dims;
+    if (type && type->shape)
+        return (int64_t)type->shape->n_dim;
+    if (!node || !node->input_count || !node->inputs[0] || --*visits < 0)
+        return -1;
+    if (is_keeper(node) || is_pool(node))
+        return find_rank(node->inputs[0], visits);
+    if (is_pair(node)) {
+        int64_t a = find_rank(node->inputs[0], visits), b = find_rank(node->inputs[1], visits);
+        return a < 0 || b < 0 ? -1 : a > b ? a : b;
+    }
+    static const char *const layers[] = {"Conv", "ConvTranspose", NULL};
+    const Onnx__TensorProto *w =
+        one_of(node, layers) ? layer_weight(node, qf_run_is(node, "")) : NULL;
+    return w && w->n_dims > 2 ? (int64_t)w->n_dims : -1;
+}
+
+static int64_t find_extent(const qf_value *value, int64_t axis, int *visits);
+
+/* An axis of what two operands make together: their dims are aligned at the last, and 1 gives way
+ * to any other. */
+static int64_t pair_extent(const qf_node *node, int64_t axis, int *visits)
+{
+    int64_t ranks[2] = {0, 0}, extents[2] = {0, 0};
+    for (size_t i = 0; axis >= 0 && i < 2; i++) {
+        ranks[i] = find_rank(node->inputs[i], visits);
+        if (ranks[i] < 0)
+            return 0;
+    }
+    int64_t most = ranks[0] > ranks[1] ? ranks[0] : ranks[1];
+    for (size_t i = 0; i < 2; i++) {
+        int64_t at = axis - (most - ranks[i]);
+        bool absent = axis >= 0 && at < 0;
+        extents[i] = absent ? 1 : find_extent(node->inputs[i], at, visits);
+        if (extents[i] > 1)
+            return extents[i];
+    }
+    return extents[0] == 1 && extents[1] == 1 ? 1 : 0;
+}
+
+/* The columns that Flatten makes of [N, C, ...]: C, if a global pool has left nothing else. */
+static int64_t flattened_extent(const qf_node *flatten, int *visits)
+{
+    const qf_node *before = flatten->inputs[0]->producer;
+    bool pooled = before && qf_node_is(before, "GlobalAveragePool") && before->input_count &&
+                  before->inputs[0];
+    return pooled && qf_node_int(flatten, "axis", 1) == 1
+               ? find_extent(before->inputs[0], 1, visits)
+               : 0;
+}
+
+static int64_t find_extent(const qf_value *value, int64_t axis, int *visits)
+{
     int64_t extent = written_extent(value, axis);
     const qf_node *node = value->producer;
     if (extent || !node || !node->input_count || !node->inputs[0] || --*visits < 0)
         return extent;
-    if (one_of(node, keepers) || (axis == 1 && one_of(node, pools)))
+    if (is_keeper(node) || (axis == 1 && is_pool(node)))
         return find_extent(node->inputs[0], axis, visits);
     if (axis < 0 && qf_node_is(node, "Flatten"))
         return flattened_extent(node, visits);
-    if (one_of(node, pairs) && node->input_count == 2 && node->inputs[1]) {
-        extent = find_extent(node->inputs[0], axis, visits);
-        return extent > 1 ? extent : find_extent(node->inputs[1], axis, visits);
-    }
+    if (is_pair(node))
+        return pair_extent(node, axis, visits);
     return layer_extent(node, axis);
 }
 

@@ -80,8 +80,11 @@ static void put_facts(const qf_summary *s, FILE *out)
     fputs("<dl class=\"facts\">\n<div><dt>Before</dt><dd>", out);
     put_bytes(out, s->before);
     fputs("</dd></div>\n", out);
-    put_size_fact(out, s->fake_quant > 0 ? "Deploy model" : "After", s->deploy, s->before);
-    put_size_fact(out, "fake_quant model", s->fake_quant, s->before);
+    const double *after = s->after;
+    put_size_fact(out, after[QF_REPORT_FAKE_QUANT] > 0 ? "Deploy model" : "After",
+                  after[QF_REPORT_DEPLOY], s->before);
+    put_size_fact(out, "fake_quant model", after[QF_REPORT_FAKE_QUANT], s->before);
+    put_size_fact(out, "Runnable model", after[QF_REPORT_RUNNABLE], s->before);
     if (!isnan(s->layer_count))
         fprintf(out, "<div><dt>Layers quantized</dt><dd>%.0f <small>of %.0f</small></dd></div>\n",
                 s->layer_count, s->layer_count + (double)s->skipped_count);
@@ -414,9 +417,7 @@ static void put_files(const qf_summary *s, FILE *out)
         fputs("<tr><th scope=\"row\">", out);
         qf_html_text(out, f->name);
         fprintf(out, "</th><td>%s</td><td class=\"n\">",
-                i < s->input_count ? "source"
-                : f->fake_quant    ? "fake_quant"
-                                   : "deploy");
+                i < s->input_count ? "source" : qf_report_model_word(f->model));
         put_bytes(out, f->bytes);
         fputs("</td></tr>\n", out);
     }

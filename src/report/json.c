@@ -25,17 +25,17 @@ static bool add_file(cJSON *files, const qf_report_file *f, const char *model)
 static bool add_sizes(cJSON *root, const qf_summary *s)
 {
     cJSON *sizes = cJSON_AddObjectToObject(root, "sizes");
-    bool ok = sizes && qf_json_add_number(sizes, "before", s->before) &&
-              qf_json_add_number(sizes, "deploy", s->deploy) &&
-              qf_json_add_number(sizes, "fake_quant", s->fake_quant) &&
-              qf_json_add_number(sizes, "ratio", s->before / s->deploy);
+    bool ok = sizes && qf_json_add_number(sizes, "before", s->before);
+    for (int i = 0; ok && i < QF_REPORT_MODELS; i++)
+        ok = qf_json_add_number(sizes, qf_report_model_word((qf_report_model)i), s->after[i]);
+    ok = ok && qf_json_add_number(sizes, "ratio", s->before / s->after[QF_REPORT_DEPLOY]);
     cJSON *inputs = ok ? cJSON_AddArrayToObject(sizes, "inputs") : NULL;
     cJSON *files = inputs ? cJSON_AddArrayToObject(sizes, "files") : NULL;
     ok = files != NULL;
     for (size_t i = 0; ok && i < s->input_count; i++)
         ok = add_file(inputs, &s->inputs[i], NULL);
     for (size_t i = 0; ok && i < s->output_count; i++)
-        ok = add_file(files, &s->outputs[i], s->outputs[i].fake_quant ? "fake_quant" : "deploy");
+        ok = add_file(files, &s->outputs[i], qf_report_model_word(s->outputs[i].model));
     return ok;
 }
 

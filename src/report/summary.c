@@ -42,9 +42,29 @@ static const cJSON *array_of(const cJSON *object, const char *key)
 
 /* ---- files ---- */
 
-static bool is_fake_quant(const char *name)
+/* By how the name ends: what stands before it is the user's prefix or a tensor's name. */
+static qf_report_model model_of(const char *name)
 {
-    return qf_ends_with(name, "_fakequant.external") || strstr(name, "fake_quant_model") != NULL;
+    static const struct {
+        const char *end;
+        qf_report_model model;
+    } ends[] = {{"fake_quant_model.onnx", QF_REPORT_FAKE_QUANT},
+                {"fake_quant_model.external", QF_REPORT_FAKE_QUANT},
+                {"_fakequant.external", QF_REPORT_FAKE_QUANT},
+                {"runnable_model.onnx", QF_REPORT_RUNNABLE},
+                {"runnable_model.external", QF_REPORT_RUNNABLE},
+                {"_runnable.external", QF_REPORT_RUNNABLE}};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (qf_ends_with(name, ends[i].end))
+            return ends[i].model;
+    }
+    return QF_REPORT_DEPLOY;
+}
+
+const char *qf_report_model_word(qf_report_model model)
+{
+    static const char *const words[] = {"deploy", "fake_quant", "runnable"};
+    return words[model];
 }
 
 static bool read_files(qf_summary *s, const char *key, qf_report_file **out, size_t *count)
@@ -58,7 +78,7 @@ static bool read_files(qf_summary *s, const char *key, qf_report_file **out, siz
     cJSON_ArrayForEach(item, array)
     {
         const char *name = text_of(item, "name");
-        (*out)[(*count)++] = (qf_report_file){name, count_of(item, "bytes"), is_fake_quant(name)};
+        (*out)[(*count)++] = (qf_report_file){name, count_of(item, "bytes"), model_of(name)};
     }
     return true;
 }
@@ -70,7 +90,7 @@ static void add_sizes(qf_summary *s)
     for (size_t i = 0; i < s->output_count; i++) {
         const qf_report_file *f = &s->outputs[i];
         double bytes = isnan(f->bytes) ? 0 : f->bytes;
-        *(f->fake_quant ? &s->fake_quant : &s->deploy) += bytes;
+        s->after[f->model] += bytes;
     }
 }
 
@@ -342,8 +362,11 @@ static qf_status parse(qf_summary *s, const char *place, qf_error *err)
     qf_status status = qf_file_read_text(place, "manifest", MOST, &text, &length, NULL, err);
     if (status != QF_OK)
         return status;
-    s->manifest = cJSON_ParseWithLength(text, length);
+    bool exhausted = false;
+    s->manifest = qf_json_parse(text, length, NULL, false, &exhausted);
     qf_spill_free(text);
+    if (exhausted)
+        return qf_fail_memory(err);
     if (!s->manifest || !array_of(s->manifest, "files"))
         return qf_fail_at(
             err, QF_ERR_INPUT, (qf_where){.file = place},

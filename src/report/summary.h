@@ -59,10 +59,18 @@ typedef struct qf_warning {
     const char *message; /* a sentence about the layer */
 } qf_warning;
 
+/* Which of an export's models a file belongs to. */
+typedef enum qf_report_model {
+    QF_REPORT_DEPLOY,
+    QF_REPORT_FAKE_QUANT,
+    QF_REPORT_RUNNABLE,
+    QF_REPORT_MODELS
+} qf_report_model;
+
 typedef struct qf_report_file {
     const char *name;
     double bytes;
-    bool fake_quant; /* belongs to the fake_quant model */
+    qf_report_model model;
 } qf_report_file;
 
 typedef struct qf_skipped_row {
@@ -76,7 +84,7 @@ typedef struct qf_summary {
     bool measured; /* the manifest has statistics */
     qf_report_file *inputs, *outputs;
     size_t input_count, output_count;
-    double before, deploy, fake_quant; /* bytes */
+    double before, after[QF_REPORT_MODELS]; /* bytes */
     qf_row *rows;
     size_t row_count, row_cap;
     double layer_count; /* NAN: the manifest does not say */
@@ -99,6 +107,9 @@ bool qf_summary_warn(qf_summary *summary);
 const char *qf_warning_title(qf_warning_kind kind);
 const char *qf_warning_advice(qf_warning_kind kind);
 const char *qf_warning_word(qf_warning_kind kind);
+
+/* "deploy", ...; for JSON and for the table of files. */
+const char *qf_report_model_word(qf_report_model model);
 
 /* NULL when memory is exhausted. */
 cJSON *qf_summary_to_json(const qf_summary *summary);

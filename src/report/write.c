@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The public functions. */
+#include <errno.h>
+#include <fcntl.h>
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "base/file.h"
+#include "base/retry.h"
 #include "exec/stage.h"
 #include "report/summary.h"
 
@@ -30,16 +35,48 @@ static void leave_c(c_locale *l)
 /* What makes a document of a summary, malloc'ed; false when memory is exhausted. */
 typedef bool (*maker)(const qf_summary *s, char **out, size_t *length);
 
+/* A stream into memory. open_memstream() is none to rely on: what it cannot keep for want of memory
+ * is lost without a word. */
+typedef struct growing {
+    char *text;
+    size_t length, cap;
+    bool failed;
+} growing;
+
+static ssize_t grow(void *cookie, const char *bytes, size_t n)
+{
+    enum { FIRST = 1 << 16 };
+    growing *g = cookie;
+    size_t needed = g->length + n + 1, cap = g->cap ? g->cap : FIRST;
+    while (cap < needed)
+        cap *= 2;
+    char *text = g->failed ? NULL : cap > g->cap ? realloc(g->text, cap) : g->text;
+    g->failed = !text;
+    if (!text)
+        return 0;
+    memcpy(text + g->length, bytes, n);
+    g->text = text;
+    g->cap = cap;
+    g->length += n;
+    text[g->length] = '\0';
+    return (ssize_t)n;
+}
+
 static bool make_page(const qf_summary *s, char **out, size_t *length)
 {
-    FILE *file = open_memstream(out, length);
+    growing g = {0};
+    FILE *file = fopencookie(&g, "w", (cookie_io_functions_t){.write = grow});
     if (!file)
         return false;
     bool ok = qf_summary_to_html(s, file) && !ferror(file);
-    ok = fclose(file) == 0 && ok;
-    if (!ok)
-        free(*out);
-    return ok;
+    ok = fclose(file) == 0 && ok && !g.failed && g.text;
+    if (!ok) {
+        free(g.text);
+        return false;
+    }
+    *out = g.text;
+    *length = g.length;
+    return true;
 }
 
 static bool make_json(const qf_summary *s, char **out, size_t *length)
@@ -54,46 +91,6 @@ static bool make_json(const qf_summary *s, char **out, size_t *length)
     return true;
 }
 
-/* *place, which may be NULL, is the manifest's path. */
-static qf_status make(const char *path, maker how, char **out, size_t *length, char **place,
-                      qf_error *err)
-{
-    c_locale locale;
-    qf_summary *s;
-    char *found, *text = NULL;
-    size_t n = 0;
-    if (!path || !out)
-        return qf_fail(err, QF_ERR_USAGE, "a report needs a path, and a place for the result");
-    if (!enter_c(&locale))
-        return qf_fail_memory(err);
-    qf_status status = qf_summary_open(path, &s, &found, err);
-    if (status == QF_OK) {
-        status = how(s, &text, &n) ? QF_OK : qf_fail_memory(err);
-        qf_summary_close(s);
-        if (status != QF_OK || !place)
-            free(found);
-        else
-            *place = found;
-    }
-    leave_c(&locale);
-    if (status != QF_OK)
-        return status;
-    *out = text;
-    if (length)
-        *length = n;
-    return QF_OK;
-}
-
-qf_status qf_summary_html(const char *path, char **out, size_t *length, qf_error *err)
-{
-    return make(path, make_page, out, length, NULL, err);
-}
-
-qf_status qf_summary_json(const char *path, char **out, size_t *length, qf_error *err)
-{
-    return make(path, make_json, out, length, NULL, err);
-}
-
 /* PREFIX.manifest.json -> PREFIX.report.html, malloc'ed. */
 static char *default_target(const char *place)
 {
@@ -106,6 +103,110 @@ static char *default_target(const char *place)
         snprintf(target, stem + 1 + sizeof name, "%.*s%s%s", (int)stem, place, usual ? "" : ".",
                  name);
     return target;
+}
+
+/* The first of `files`, in the manifest's folder, that `target` is; NULL: none of them. */
+static const char *find_same(int folder, const qf_report_file *files, size_t count,
+                             const struct stat *target)
+{
+    struct stat st;
+    for (size_t i = 0; i < count; i++) {
+        if (*files[i].name && fstatat(folder, files[i].name, &st, 0) == 0 &&
+            st.st_dev == target->st_dev && st.st_ino == target->st_ino)
+            return files[i].name;
+    }
+    return NULL;
+}
+
+/* A page in the place of the manifest, of a model or of its source would be the end of it. */
+static qf_status check_target(const qf_summary *s, const char *place, const char *target,
+                              qf_error *err)
+{
+    char *folder, *name;
+    struct stat st, manifest;
+    if (stat(target, &st) != 0)
+        return qf_is_absent(errno) ? QF_OK
+                                   : qf_fail_errno(err, target, errno, "cannot examine the target");
+    if (stat(place, &manifest) != 0)
+        return qf_fail_errno(err, place, errno, "cannot examine the manifest");
+    if (st.st_dev == manifest.st_dev && st.st_ino == manifest.st_ino)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = target},
+                          "the report would replace the manifest that it is made of; choose "
+                          "another name");
+    qf_status status = qf_save_path_split(place, &folder, &name, err);
+    if (status != QF_OK)
+        return status;
+    int fd = qf_open_at(AT_FDCWD, folder, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    if (fd < 0)
+        status = qf_fail_errno(err, folder, errno, "cannot open the manifest's folder");
+    free(folder);
+    free(name);
+    if (status != QF_OK)
+        return status;
+    const char *same = find_same(fd, s->outputs, s->output_count, &st);
+    same = same ? same : find_same(fd, s->inputs, s->input_count, &st);
+    qf_close(fd);
+    return same ? qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = target},
+                             "the report would replace '%s', which the manifest names; choose "
+                             "another name",
+                             same)
+                : QF_OK;
+}
+
+/* Where the report goes, malloc'ed: `target`, or beside the manifest. */
+static qf_status choose_target(const qf_summary *s, const char *place, const char *target,
+                               char **to, qf_error *err)
+{
+    char *chosen = target ? strdup(target) : default_target(place);
+    if (!chosen)
+        return qf_fail_memory(err);
+    qf_status status = check_target(s, place, chosen, err);
+    if (status == QF_OK)
+        *to = chosen;
+    else
+        free(chosen);
+    return status;
+}
+
+/* *to, if `to` is not NULL, is where to save it: `target` or a place of its own. */
+static qf_status make(const char *path, maker how, const char *target, char **out, size_t *length,
+                      char **to, qf_error *err)
+{
+    c_locale locale;
+    qf_summary *s;
+    char *place, *text = NULL;
+    size_t n = 0;
+    if (!path || !out)
+        return qf_fail(err, QF_ERR_USAGE, "a report needs a path, and a place for the result");
+    if (!enter_c(&locale))
+        return qf_fail_memory(err);
+    qf_status status = qf_summary_open(path, &s, &place, err);
+    if (status == QF_OK) {
+        status = how(s, &text, &n) ? QF_OK : qf_fail_memory(err);
+        if (status == QF_OK && to)
+            status = choose_target(s, place, target, to, err);
+        qf_summary_close(s);
+        free(place);
+    }
+    leave_c(&locale);
+    if (status != QF_OK) {
+        free(text);
+        return status;
+    }
+    *out = text;
+    if (length)
+        *length = n;
+    return QF_OK;
+}
+
+qf_status qf_summary_html(const char *path, char **out, size_t *length, qf_error *err)
+{
+    return make(path, make_page, NULL, out, length, NULL, err);
+}
+
+qf_status qf_summary_json(const char *path, char **out, size_t *length, qf_error *err)
+{
+    return make(path, make_json, NULL, out, length, NULL, err);
 }
 
 /* As an export does: under a temporary name beside it first. */
@@ -137,14 +238,12 @@ static qf_status save(const char *path, const char *text, size_t length, qf_erro
 
 qf_status qf_summary_save(const char *path, const char *target, char **saved, qf_error *err)
 {
-    char *place = NULL, *text = NULL;
+    char *to = NULL, *text = NULL;
     size_t length = 0;
-    qf_status status = make(path, make_page, &text, &length, &place, err);
+    qf_status status = make(path, make_page, target, &text, &length, &to, err);
     if (status != QF_OK)
         return status;
-    char *to = target ? strdup(target) : default_target(place);
-    free(place);
-    status = to ? save(to, text, length, err) : qf_fail_memory(err);
+    status = save(to, text, length, err);
     free(text);
     if (status != QF_OK || !saved) {
         free(to);

@@ -26,6 +26,37 @@ def agree(quantfold, folder, feed) -> None:
     assert relative(ours, run_model(folder / "out" / FAKE, feed)) <= 1e-5
 
 
+# ---- shapes ----
+
+
+@pytest.mark.parametrize("form", ["int8", "packed"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("dims", [[6, 7], [4, 1, 1], [1], [], [1, 1, 6, 7], [1, 4, 6, 7]])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("constant", [True, False])
+def test_operands_of_different_rank(quantfold, tmp_path, form, known, dims, first, constant):
+    """An Add aligns its operands at their last dims: only there is an extent one of channels."""
+    x = np.random.default_rng(0).uniform(-3, 3, (2, 4, 6, 7)).astype(np.float32)
+    w, path = numbers(4, (5, 4, 1, 1), -8, 7), tmp_path / "deploy.onnx"
+    net = Net("Conv", x, w, form=form)
+    net.known_shape = known
+    net.save(path, [0.01], kernel_shape=[1, 1])
+    m = onnx.load(path)
+    m.graph.input[0].name = "free"
+    m.graph.input.append(helper.make_tensor_value_info("pos", 1, dims))
+    pos = np.full(dims, 0.25, np.float32)
+    if constant:
+        m.graph.initializer.append(numpy_helper.from_array(pos, "pos"))
+    m.graph.node.insert(
+        0, helper.make_node("Add", ["pos", "free"] if first else ["free", "pos"], ["x"], "add")
+    )
+    onnx.save(m, path)
+    ours = make_runnable(quantfold, tmp_path, path)
+    sums = np.einsum("oc,nchw->nohw", w[:, :, 0, 0], np.clip(np.rint((x + 0.25) * 20), -128, 127))
+    (got,) = run_model(ours, {"free": x} | ({} if constant else {"pos": pos}))
+    assert np.array_equal(got, sums.astype(np.float32) * np.float32(0.01))
+
+
 # ---- where float32 sums are not exact ----
 
 

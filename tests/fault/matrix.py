@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,11 @@ from scenarios import SCENARIOS, Scenario, drop_from_cache  # noqa: E402
 
 TIMEOUT = 60
 DONE, SYSTEM_FAILED, INTERRUPTED = 0, 3, 130
+# calls that a command may make before it catches signals; commands that never do, and those that do
+# once they write
+EARLY = 3
+MORTAL = ("record", "commit")
+READERS = ("verify",)
 
 # What can happen at a call; with "+", also at all later ones.
 WAYS = {
@@ -100,6 +106,18 @@ def document(text: bytes) -> dict:
 def put_aside(files: dict) -> dict:
     """Without the staging folder, which is nobody's output."""
     return {n: b for n, b in files.items() if "quantfold-partial" not in n}
+
+
+def names(message: str, path: str) -> bool:
+    """Whether a message names a file: its whole path, or its name, at the end of a path or quoted or,
+    with a suffix, alone. For what a run keeps in `run` of the staging folder, that folder is named.
+    """
+    path = re.sub(r"(quantfold-partial)/run(/.*)?$", r"\1", path)
+    name = Path(path).name
+    before = r"(^|[/'\s])" if Path(path).suffix else r"[/']"
+    return path in message or bool(
+        re.search(f"{before}{re.escape(name)}(?![\\w-])(?!\\.\\w)", message)
+    )
 
 
 @dataclass
@@ -188,14 +206,16 @@ class Bench:
 
     # ---- judging ----
 
-    def wrong_code(self, way: str, code: int, message: str) -> str | None:
-        """What is wrong with the exit code."""
+    def wrong_code(self, way: str, code: int, message: str, n: int = 1) -> str | None:
+        """What is wrong with the exit code of a run that met its fault at the n-th call."""
         name = way.removesuffix("+").removeprefix("after-")
         if name == "SIGKILL":
             return None if code in (-signal.SIGKILL, DONE) else f"exit {code}"
         if name in ("SIGINT", "SIGTERM"):
             # before a command has set itself up, the signal does what it does to any program
-            fine = (INTERRUPTED, DONE, -getattr(signal, name))
+            mortal = n <= EARLY or self.step[0] in MORTAL
+            mortal |= self.step[0] in READERS and files_in(self.out) == self.start
+            fine = (INTERRUPTED, DONE, *([-getattr(signal, name)] if mortal else []))
             return None if code in fine else f"exit {code}"
         if name in SURVIVED:
             return None if code == DONE else f"exit {code}: {message}"
@@ -206,8 +226,7 @@ class Bench:
         message = "\n".join(line for line in message.splitlines() if "error: " in line)
         if function == "malloc" or (function == "mmap" and "memory" in message):
             return None if "memory" in message.lower() else f"no word of memory: {message!r}"
-        names = [part for part in Path(path).parts if part not in ("/", "tmp", "run", ".")]
-        if str(self.folder) in message or any(n in message for n in names[-2:]):
+        if names(message, path):
             return None
         return f"the message does not name {path}: {message!r}"
 
@@ -261,7 +280,7 @@ class Bench:
         message = done.stderr.decode("utf-8", "replace").strip()
         if path is None:
             return Outcome("unreached")
-        wrong = self.wrong_code(way, done.returncode, message)
+        wrong = self.wrong_code(way, done.returncode, message, n)
         if not wrong and done.returncode == SYSTEM_FAILED:
             wrong = self.wrong_message(function, path, message)
         if not wrong and self.said and done.returncode == DONE:

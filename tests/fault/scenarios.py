@@ -152,6 +152,12 @@ def verify(inputs: Path, out: Path) -> list[list]:
     return [*export("--threads", "1", "--manifest")(inputs, out), line]
 
 
+def report(inputs: Path, out: Path) -> list[list]:
+    """The page of an export."""
+    whole = export("--emit", "deploy", "--stats", "--threads", "1")(inputs, out)[0]
+    return [whole, ["report", out / "m"]]
+
+
 ONE = ("--threads", "1")
 SCENARIOS = [
     Scenario("inline", write_model, export(*ONE)),
@@ -177,4 +183,5 @@ SCENARIOS = [
     Scenario("checkpoint", write_checkpoint, checkpoint),
     Scenario("record", write_model, record),
     Scenario("verify", write_model, verify, at=1),
+    Scenario("report", write_model, report, at=1),
 ]

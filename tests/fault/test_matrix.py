@@ -33,6 +33,7 @@ STRIDES = {
     "checkpoint": SOME,
     "record": SOME,
     "verify": SOME,
+    "report": SOME,
 }
 
 
@@ -92,8 +93,23 @@ def test_wrong_exit_codes_and_messages_are_seen(bench):
     assert bench.wrong_code("EIO", 1, "") and bench.wrong_code("EIO", -11, "")
     assert bench.wrong_code("EINTR", 3, "") and bench.wrong_code("SIGTERM", 1, "")
     assert not bench.wrong_code("EIO", 3, "")
+    assert not bench.wrong_code("SIGINT", -2, "") and bench.wrong_code("SIGINT", -2, "", 20)
+    assert not bench.wrong_code("SIGINT", 130, "", 20) and bench.wrong_code("SIGINT", -15, "")
     assert bench.wrong_message("pwrite", "/a/b/weights.bin", "error: it failed")
     assert not bench.wrong_message("pwrite", "/a/b/weights.bin", "error: cannot write weights.bin")
+    inside = f"{bench.out}/.m.quantfold-partial"
+    for path, message, named in (
+        (f"{bench.out}", "cannot write the output file", False),  # which has its name in it
+        (f"{bench.out}", f"{bench.inputs}/model.onnx: cannot read", False),  # another file
+        (f"{bench.out}/m_deploy_model.onnx", "'deploy_model.onnx' is wrong", False),
+        (f"{bench.out}/m_deploy_model.onnx", "m_deploy_model.onnx.bak: is wrong", False),
+        (f"{bench.out}/m_deploy_model.onnx", "cannot write m_deploy_model.onnx", True),
+        (f"{bench.out}", f"{bench.out}: cannot open the folder", True),
+        (f"{bench.out}", "there is no folder 'out'", True),
+        (f"{inside}/run/complete", f"{inside}: cannot complete the output", True),
+        (f"{inside}/w.external", f"{inside}: cannot write", False),
+    ):
+        assert matrix.names(message, path) == named, (path, message)
     assert bench.wrong_message("malloc", "", "error: no") and bench.wrong_message("malloc", "", "")
     warned = f"warning: {bench.out}/m_deploy_model.onnx exists"
     assert bench.wrong_message("pwrite", f"{bench.out}/x", f"{warned}\nerror: it failed")

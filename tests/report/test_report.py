@@ -167,6 +167,30 @@ def test_external_files_and_repeated_runs(quantfold, tmp_path):
 # ---- warnings ----------------------------------------------------------------------------------
 
 
+def test_models_are_told_apart_by_how_their_files_end(quantfold, tmp_path):
+    """A prefix may hold the words of another model's name; a runnable model is neither."""
+    args = (DIGITS / "model.onnx", DIGITS / "record.txt")
+    wanted = {"deploy": 0, "fake_quant": 0, "runnable": 0}
+    for name in ("fake_quant_model_v2", "runnable_model", "deploy_fakequant"):
+        prefix = export(quantfold, *args, tmp_path / name, "--stats", "--external", "always")
+        sizes = data(quantfold, prefix)["sizes"]
+        kinds = {f["name"]: f["model"] for f in sizes["files"]}
+        assert kinds[f"{name}_deploy_model.onnx"] == "deploy"
+        assert kinds[f"{name}_fake_quant_model.onnx"] == "fake_quant"
+        assert {k for n, k in kinds.items() if n.endswith("_deploy.external")} == {"deploy"}
+        for kind in wanted:
+            total = sum(f["bytes"] for f in sizes["files"] if f["model"] == kind)
+            assert sizes[kind] == total and (total > 0) == (kind != "runnable")
+    for layout in ("per-tensor", "single"):
+        extra = ("--emit", "runnable", "--stats", "--external", "always")
+        prefix = export(quantfold, *args, tmp_path / "r", *extra, "--external-layout", layout)
+        sizes = data(quantfold, prefix)["sizes"]
+        assert {f["model"] for f in sizes["files"]} == {"runnable"} and len(sizes["files"]) > 1
+        assert sizes["deploy"] == 0 and sizes["ratio"] is None and sizes["runnable"] > 0
+        text = text_of(parse(page(quantfold, prefix)))
+        assert "Runnable model" in text and "Deploy model" not in text and "After" not in text
+
+
 def test_warnings(quantfold, tmp_path):
     """Each kind is found on the layer that was made for it, and on no other."""
     net = Net()
@@ -387,6 +411,27 @@ def test_target_that_cannot_be_written(quantfold, digits, tmp_path):
     run = quantfold("report", digits, "-o", tmp_path / "dir.html")
     assert run.code in (1, 3) and "dir.html" in run.err
     assert [p.name for p in tmp_path.iterdir()] == ["dir.html"]
+
+
+def test_target_that_is_an_input(quantfold, tmp_path):
+    """A page never takes the place of what it is made of, by whatever name that is called."""
+    source = tmp_path / "model.onnx"
+    source.write_bytes((DIGITS / "model.onnx").read_bytes())
+    prefix = tmp_path / "m"
+    quantfold.export(
+        source, DIGITS / "record.txt", prefix, "--no-fsync", "--stats", "--external", "always"
+    )
+    (tmp_path / "alias").symlink_to(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    assert any(name.endswith(".external") for name in before) and len(before) > 4
+    for name in before:
+        for target in (tmp_path / name, tmp_path / "alias" / name):
+            run = quantfold("report", prefix, "-o", target)
+            assert run.code == 1 and str(target) in run.err and "would replace" in run.err, name
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    other = tmp_path / "other.html"
+    for _ in range(2):  # a page takes the place of an older one
+        assert quantfold("report", prefix, "-o", other).code == 0
 
 
 def test_checkpoint(quantfold, tmp_path):

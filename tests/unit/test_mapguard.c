@@ -174,6 +174,66 @@ static void test_foreign_faults_go_to_the_handler_before(void **state)
     assert_true(now.sa_handler == jump); /* it was put back */
 }
 
+/* What is no missing page is not ours, wherever it happens. */
+static void test_other_kinds_of_faults_are_passed_on(void **state)
+{
+    (void)state;
+    struct sigaction mine = {.sa_handler = jump}, old, now;
+    qf_file file;
+    qf_error err;
+    sigaction(SIGBUS, &mine, &old);
+    open_one(&file);
+    sigaction(SIGBUS, NULL, &now);
+    siginfo_t info = {.si_signo = SIGBUS, .si_code = BUS_ADRALN};
+    info.si_addr = (void *)(uintptr_t)file.data;
+    if (sigsetjmp(back, 1) == 0) {
+        now.sa_sigaction(SIGBUS, &info, NULL);
+        fail();
+    }
+    assert_int_equal(qf_files_check_faults(&file, 1, &err), QF_OK);
+    assert_int_equal(sum(&file), PAGES * page * 'a');
+    info.si_code = BUS_MCEERR_AR;
+    now.sa_sigaction(SIGBUS, &info, NULL);
+    assert_int_not_equal(qf_files_check_faults(&file, 1, &err), QF_OK);
+    qf_file_close(&file);
+    sigaction(SIGBUS, &old, NULL);
+}
+
+/* A host that installs its handler while something is guarded has it to itself only until the next
+ * time, and then behind ours. */
+static void test_host_that_replaces_the_handler(void **state)
+{
+    (void)state;
+    struct sigaction mine = {.sa_handler = jump}, first, old, now;
+    qf_file file;
+    qf_error err;
+    sigaction(SIGBUS, NULL, &first);
+    open_one(&file);
+    sigaction(SIGBUS, &mine, &old);
+    qf_file_close(&file);
+    for (int i = 0; i < 3; i++) {
+        sigaction(SIGBUS, NULL, &now);
+        assert_true(now.sa_handler == jump);
+        open_one(&file);
+        assert_int_equal(truncate(path, 0), 0);
+        if (sigsetjmp(back, 1) != 0)
+            fail();
+        assert_int_equal(sum(&file), 0);
+        assert_int_equal(qf_files_check_faults(&file, 1, &err), QF_ERR_INPUT);
+        fill();
+        if (sigsetjmp(back, 1) == 0) {
+            touch_foreign();
+            fail();
+        }
+        qf_file_close(&file);
+    }
+    sigaction(SIGBUS, &old, NULL); /* ours, and then the first one */
+    open_one(&file);
+    qf_file_close(&file);
+    sigaction(SIGBUS, NULL, &now);
+    assert_true(now.sa_handler == first.sa_handler);
+}
+
 /* How a child ends that touches memory which is not there. */
 static int death_of(void (*touch)(void))
 {
@@ -219,11 +279,30 @@ static void kill_beside_ours(void)
     raise(SIGBUS);
 }
 
+static struct sigaction replaced;
+
+static void call_replaced(int number, siginfo_t *info, void *context)
+{
+    replaced.sa_sigaction(number, info, context);
+}
+
+/* The host's handler has replaced ours and passes on to it, and ours stands above it again. */
+static void touch_foreign_in_a_chain(void)
+{
+    struct sigaction chain = {.sa_sigaction = call_replaced, .sa_flags = SA_SIGINFO};
+    qf_file file;
+    open_one(&file);
+    sigaction(SIGBUS, &chain, &replaced);
+    qf_file_close(&file);
+    touch_foreign_beside_ours();
+}
+
 static void test_who_dies(void **state)
 {
     (void)state;
     assert_int_equal(death_of(touch_ours), 0);
     assert_int_equal(death_of(touch_foreign_beside_ours), SIGBUS);
+    assert_int_equal(death_of(touch_foreign_in_a_chain), SIGBUS);
     assert_int_equal(death_of(touch_ours_unhandled), SIGBUS);
     assert_int_equal(death_of(kill_beside_ours), SIGBUS);
 }
@@ -236,6 +315,8 @@ int main(void)
         cmocka_unit_test(test_last_page_in_part),
         cmocka_unit_test(test_threads_fault_together),
         cmocka_unit_test(test_foreign_faults_go_to_the_handler_before),
+        cmocka_unit_test(test_other_kinds_of_faults_are_passed_on),
+        cmocka_unit_test(test_host_that_replaces_the_handler),
         cmocka_unit_test(test_who_dies),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
