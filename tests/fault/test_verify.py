@@ -874,7 +874,9 @@ def test_one_of_a_thing_is_no_plural(quantfold, outputs, tmp_path):
     said = quantfold("verify", tmp_path / "m").out
     assert " 1 model, 1 quantized layer, " in said and ": 0 errors" in said
     assert " 1 layer in both models" in quantfold("verify", o.folder / "m").out
-    assert " 2 models, 4 quantized layers, " in quantfold("verify", outputs["plain"].folder / "m").out
+    assert (
+        " 2 models, 4 quantized layers, " in quantfold("verify", outputs["plain"].folder / "m").out
+    )
 
 
 def test_usage(quantfold, tmp_path):
@@ -928,7 +930,9 @@ def test_inputs_that_the_manifest_does_not_name(quantfold, outputs, tmp_path):
     (tmp_path / "r.txt").write_text(o.record.read_text() + "\n")
     assert verify(quantfold, o.folder / "m", *line)["ok"]
     found = verify(quantfold, o.folder / "m", "--against", o.model)
-    assert "names a record" in [f for f in found["findings"] if f["check"] == "against"][0]["message"]
+    assert (
+        "names a record" in [f for f in found["findings"] if f["check"] == "against"][0]["message"]
+    )
 
 
 def test_nothing_is_written(quantfold, outputs):
