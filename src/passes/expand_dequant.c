@@ -12,11 +12,16 @@ typedef struct dequant_macro {
     const char *prefix; /* <layer>.fakedequant */
 } dequant_macro;
 
+size_t qf_dequant_rank(size_t conv_rank)
+{
+    enum { MOST = 5, MATRIX = 2 };
+    return !conv_rank ? MATRIX : conv_rank < MOST ? conv_rank : MOST;
+}
+
 static size_t scale_dims(const qf_layer *layer, int64_t dims[5])
 {
-    size_t rank = 2;
-    if (layer->op == QF_OP_CONV || layer->op == QF_OP_CONV_TRANSPOSE)
-        rank = layer->weights[0].rank < 5 ? layer->weights[0].rank : 5;
+    bool conv = layer->op == QF_OP_CONV || layer->op == QF_OP_CONV_TRANSPOSE;
+    size_t rank = qf_dequant_rank(conv ? layer->weights[0].rank : 0);
     for (size_t i = 0; i < rank; i++)
         dims[i] = 1;
     dims[1] = (int64_t)layer->dequant_count;

@@ -37,6 +37,10 @@ void qf_expand_float(qf_expansion *e, const char *name, float value);
 /* False if anything failed. */
 bool qf_expand_end(qf_expansion *e);
 
+/* Dimensions of the scales of a dequantization in a fake_quant model (facts 5.3): of a
+ * convolution's, whose weight has `conv_rank`; 0: of any other layer's. */
+size_t qf_dequant_rank(size_t conv_rank);
+
 /* Whether macros may stand in this graph. Their names are in no map, so no name of the model may
  * look like theirs; and they cannot be sorted from within. */
 bool qf_macros_allowed(const qf_pass *p);

@@ -140,16 +140,6 @@ static qf_status assemble(const comparison *c, qf_file *out)
 
 /* ---- one tensor ---- */
 
-static const char *entry_of(const Onnx__TensorProto *t, const char *key)
-{
-    for (size_t i = 0; i < t->n_external_data; i++) {
-        const Onnx__StringStringEntryProto *e = t->external_data[i];
-        if (e->key && e->value && strcmp(e->key, key) == 0)
-            return e->value;
-    }
-    return "";
-}
-
 /* Where the plan puts an expected tensor; false if it has no data. */
 static bool place_of(const comparison *c, const Onnx__TensorProto *t, int *file, uint64_t *offset)
 {
@@ -159,16 +149,18 @@ static bool place_of(const comparison *c, const Onnx__TensorProto *t, int *file,
         *offset = c->expected.model.payloads.items[index].span.offset;
         return true;
     }
-    *file = (int)(uintptr_t)qf_strmap_get(&c->file_of, entry_of(t, "location")) - 1;
-    *offset = strtoull(entry_of(t, "offset"), NULL, 10);
+    const char *location = qf_external_entry(t, "location");
+    const char *at = qf_external_entry(t, "offset");
+    *file = location ? (int)(uintptr_t)qf_strmap_get(&c->file_of, location) - 1 : -1;
+    *offset = at ? strtoull(at, NULL, 10) : 0;
     return *file >= 0;
 }
 
 /* Whether both lie inside, or at one place of one file. */
 static bool same_place(const Onnx__TensorProto *a, const Onnx__TensorProto *b)
 {
-    return strcmp(entry_of(a, "location"), entry_of(b, "location")) == 0 &&
-           strcmp(entry_of(a, "offset"), entry_of(b, "offset")) == 0;
+    return qf_same_text(qf_external_entry(a, "location"), qf_external_entry(b, "location")) &&
+           qf_same_text(qf_external_entry(a, "offset"), qf_external_entry(b, "offset"));
 }
 
 static bool same_form(const Onnx__TensorProto *a, const Onnx__TensorProto *b)

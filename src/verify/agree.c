@@ -81,24 +81,19 @@ static void compare_outputs(qf_pairing *p, const qf_node *node, const qf_node *o
     }
 }
 
-static bool same_text(const char *a, const char *b)
-{
-    return strcmp(a ? a : "", b ? b : "") == 0;
-}
-
 static qf_status compare_itself(qf_pairing *p, const qf_node *node, const qf_node *other)
 {
     const char *name = qf_subject_node_name(node);
     const Onnx__NodeProto *x = node->proto, *y = other->proto;
-    if (!same_text(x->name, y->name) && !qf_stem(y->name ? y->name : "", ".mul.cast"))
+    if (!qf_same_text(x->name, y->name) && !qf_stem(y->name ? y->name : "", ".mul.cast"))
         qf_subject_note(p->b, qf_subject_node_name(other),
                         "the node that makes '%s' is called '%s' in the %s",
                         y->n_output ? y->output[0] : "", x->name ? x->name : "", p->a->role);
-    if (!same_text(x->op_type, y->op_type))
+    if (!qf_same_text(x->op_type, y->op_type))
         qf_subject_note(p->b, name, "the node is %s, but %s in the %s",
                         y->op_type ? y->op_type : "of no type",
                         x->op_type ? x->op_type : "of no type", p->a->role);
-    if (!same_text(x->domain, y->domain))
+    if (!qf_same_text(x->domain, y->domain))
         qf_subject_note(p->b, name, "the node is of domain '%s', but of '%s' in the %s",
                         y->domain ? y->domain : "", x->domain ? x->domain : "", p->a->role);
     if (!qf_stem(y->name ? y->name : "", ".mul.cast"))
@@ -265,7 +260,7 @@ static bool compare_ends(qf_pairing *p, const char *what, Onnx__ValueInfoProto *
         qf_subject_note(p->b, what, "the graph has %zu %ss, but %zu in the %s", ny, what, nx,
                         p->a->role);
     for (size_t i = 0; i < nx && i < ny; i++) {
-        if (!same_text(x[i]->name, y[i]->name))
+        if (!qf_same_text(x[i]->name, y[i]->name))
             qf_subject_note(p->b, y[i]->name, "%s %zu of the graph is '%s', but '%s' in the %s",
                             what, i, y[i]->name ? y[i]->name : "", x[i]->name ? x[i]->name : "",
                             p->a->role);
@@ -283,7 +278,7 @@ static void compare_results(qf_pairing *p, const qf_graph *a, const qf_graph *b)
 {
     for (size_t i = 0; i < a->proto->n_output && i < b->proto->n_output; i++) {
         const char *name = a->proto->output[i]->name;
-        if (!name || !same_text(name, b->proto->output[i]->name))
+        if (!name || !qf_same_text(name, b->proto->output[i]->name))
             continue;
         const qf_value *va = qf_graph_find(a, name), *vb = qf_graph_find(b, name);
         const qf_counterpart *c = va && va->producer ? va->producer->tag : NULL;
@@ -347,7 +342,7 @@ static void compare_opsets(qf_pairing *p)
     const Onnx__ModelProto *x = p->a->proto, *y = p->b->proto;
     bool same = x->n_opset_import == y->n_opset_import;
     for (size_t i = 0; same && i < x->n_opset_import; i++)
-        same = same_text(x->opset_import[i]->domain, y->opset_import[i]->domain) &&
+        same = qf_same_text(x->opset_import[i]->domain, y->opset_import[i]->domain) &&
                x->opset_import[i]->version == y->opset_import[i]->version;
     if (!same)
         qf_subject_note(p->b, NULL,
@@ -364,9 +359,9 @@ static void compare_headers(qf_pairing *p)
     if (x->ir_version != y->ir_version)
         qf_subject_note(p->b, NULL, "ir_version is %lld, but %lld in the %s",
                         (long long)y->ir_version, (long long)x->ir_version, p->a->role);
-    if (!same_text(x->producer_name, y->producer_name) ||
-        !same_text(x->producer_version, y->producer_version) ||
-        !same_text(x->graph->name, y->graph->name))
+    if (!qf_same_text(x->producer_name, y->producer_name) ||
+        !qf_same_text(x->producer_version, y->producer_version) ||
+        !qf_same_text(x->graph->name, y->graph->name))
         qf_subject_note(p->b, NULL, "producer or graph name are not those of the %s", p->a->role);
     if (x->n_functions != y->n_functions || x->n_training_info != y->n_training_info)
         qf_subject_note(p->b, NULL,

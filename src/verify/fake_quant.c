@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "passes/expansion.h"
 #include "verify/expanded.h"
 #include "verify/structure.h"
 
@@ -188,12 +189,11 @@ static qf_status check_scales(fake_check *c, const qf_node *mul, const Onnx__Ten
 static void check_scale_dims(const fake_check *c, const qf_node *mul, const qf_node *layer,
                              const Onnx__TensorProto *t)
 {
-    enum { RANK_MOST = 5 };
     const Onnx__TensorProto *weight = weight_of(NULL, layer);
     bool conv = qf_node_is(layer, "Conv") || qf_node_is(layer, "ConvTranspose");
-    size_t rank = conv && weight ? weight->n_dims : 2;
+    size_t rank = qf_dequant_rank(conv && weight ? weight->n_dims : 0);
     char dims[128];
-    bool fits = t->n_dims == (rank < RANK_MOST ? rank : RANK_MOST);
+    bool fits = t->n_dims == rank;
     for (size_t i = 0; fits && i < t->n_dims; i++)
         fits = i == 1 || t->dims[i] == 1;
     if (!fits)

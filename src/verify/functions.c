@@ -4,22 +4,17 @@
 
 #include "verify/attributes.h"
 
-static bool same_text(const char *a, const char *b)
-{
-    return strcmp(a ? a : "", b ? b : "") == 0;
-}
-
 static bool same_texts(char **a, size_t n, char **b, size_t m)
 {
     bool same = n == m;
     for (size_t i = 0; same && i < n; i++)
-        same = same_text(a[i], b[i]);
+        same = qf_same_text(a[i], b[i]);
     return same;
 }
 
 static bool same_node(const Onnx__NodeProto *x, const Onnx__NodeProto *y)
 {
-    return same_text(x->op_type, y->op_type) && same_text(x->domain, y->domain) &&
+    return qf_same_text(x->op_type, y->op_type) && qf_same_text(x->domain, y->domain) &&
            same_texts(x->input, x->n_input, y->input, y->n_input) &&
            same_texts(x->output, x->n_output, y->output, y->n_output);
 }
@@ -46,7 +41,7 @@ qf_status qf_compare_functions(qf_pairing *p)
     qf_status status = QF_OK;
     for (size_t i = 0; status == QF_OK && i < m->n_functions && i < n->n_functions; i++) {
         const Onnx__FunctionProto *x = m->functions[i], *y = n->functions[i];
-        bool alike = same_text(x->name, y->name) && same_text(x->domain, y->domain) &&
+        bool alike = qf_same_text(x->name, y->name) && qf_same_text(x->domain, y->domain) &&
                      same_texts(x->input, x->n_input, y->input, y->n_input) &&
                      same_texts(x->output, x->n_output, y->output, y->n_output) &&
                      x->n_node == y->n_node;

@@ -21,19 +21,11 @@ typedef struct traits {
     bool memory;
 } traits;
 
-static const char *entry_of(const Onnx__TensorProto *t, const char *key)
-{
-    for (size_t i = 0; i < t->n_external_data; i++) {
-        if (t->external_data[i]->key && strcmp(t->external_data[i]->key, key) == 0)
-            return t->external_data[i]->value;
-    }
-    return NULL;
-}
-
 static qf_status look_at_tensor(Onnx__TensorProto *tensor, void *user)
 {
     traits *t = user;
-    const char *location = entry_of(tensor, "location"), *offset = entry_of(tensor, "offset");
+    const char *location = qf_external_entry(tensor, "location");
+    const char *offset = qf_external_entry(tensor, "offset");
     if (!tensor->has_data_location || tensor->data_location != 1 || !location)
         return QF_OK;
     char *place =

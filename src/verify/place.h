@@ -18,8 +18,8 @@ typedef struct qf_place {
     bool runnable_exists;
 } qf_place;
 
-/* Unless models have the name that is given: a folder without a slash behind it is meant as one, and
- * a file that an export wrote stands for its save path. Release in any case. */
+/* Unless models have the name that is given: a folder without a slash behind it is meant as one,
+ * and a file that an export wrote stands for its save path. Release in any case. */
 qf_status qf_place_find(const char *given, qf_place *out, qf_error *err);
 /* Of a folder without models of its own: the save path of others in it; NULL if there is none. */
 qf_status qf_place_suggest(qf_place *place, const char **save_path, qf_error *err);

@@ -169,6 +169,21 @@ const char *qf_subject_node_name(const qf_node *node)
     return node->proto->n_output && *node->proto->output[0] ? node->proto->output[0] : node->name;
 }
 
+bool qf_same_text(const char *a, const char *b)
+{
+    return strcmp(a ? a : "", b ? b : "") == 0;
+}
+
+const char *qf_external_entry(const Onnx__TensorProto *tensor, const char *key)
+{
+    for (size_t i = 0; i < tensor->n_external_data; i++) {
+        const Onnx__StringStringEntryProto *e = tensor->external_data[i];
+        if (e->key && e->value && strcmp(e->key, key) == 0)
+            return e->value;
+    }
+    return NULL;
+}
+
 bool qf_is_name(const char *text, const char *start, const char *end)
 {
     size_t n = strlen(start), m = strlen(end);

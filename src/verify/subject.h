@@ -43,6 +43,11 @@ bool qf_is_weight_only(const qf_node *node);
 /* Name of a node as the file has it, or that of its first output. */
 const char *qf_subject_node_name(const qf_node *node);
 
+/* Whether two texts are the same; NULL is as good as "". */
+bool qf_same_text(const char *a, const char *b);
+/* What a tensor says of its external data: "location", "offset"; NULL if it does not. */
+const char *qf_external_entry(const Onnx__TensorProto *tensor, const char *key);
+
 /* Whether `text` is `start` followed by `end` and, where a name had to be made unique, by digits.
  */
 bool qf_is_name(const char *text, const char *start, const char *end);
