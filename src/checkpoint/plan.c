@@ -148,18 +148,6 @@ static int32_t scale_type_of(const qf_checkpoint_plan *p, const qf_safetensor *t
                : t->data_type;
 }
 
-static qf_status check_group(const qf_checkpoint_plan *p, const qf_safetensor *t, qf_error *err)
-{
-    uint64_t cols = (uint64_t)t->dims[1];
-    if (!p->scheme.group || cols % p->scheme.group == 0)
-        return QF_OK;
-    return qf_fail_at(err, QF_ERR_INPUT,
-                      (qf_where){.file = p->checkpoint->files[t->file].path, .item = t->name},
-                      "its %llu columns cannot be divided into groups of %llu; choose another "
-                      "group, or leave it out with --exclude",
-                      (unsigned long long)cols, (unsigned long long)p->scheme.group);
-}
-
 static qf_job *new_job(qf_checkpoint_plan *p, const qf_safetensor *t)
 {
     qf_job *job = qf_arena_alloc(&p->arena, sizeof *job);
@@ -250,10 +238,8 @@ static qf_status add_integers(qf_checkpoint_plan *p, qf_job *job, qf_error *err)
 static qf_status quantize_tensor(qf_checkpoint_plan *p, const qf_safetensor *t, qf_error *err)
 {
     const unsigned char *given;
-    qf_status status = check_group(p, t, err);
-    qf_job *job = status == QF_OK ? new_job(p, t) : NULL;
-    if (status == QF_OK && !job)
-        status = qf_fail_memory(err);
+    qf_job *job = new_job(p, t);
+    qf_status status = job ? QF_OK : qf_fail_memory(err);
     if (status == QF_OK && is_f8(t))
         status = make_prescale(p, t, job, err);
     if (status == QF_OK)
@@ -293,6 +279,8 @@ static qf_status take_tensor(qf_checkpoint_plan *p, const qf_safetensor *t, qf_e
     info.bits = chosen ? p->scheme.weight_bits : 0;
     info.group = chosen ? p->scheme.group : 0;
     qf_status status = add_info(p, info, err);
+    if (chosen && !qf_is_grouped(p, &info)) /* qf_refuse_groups says it of all of them at once */
+        return status;
     if (status == QF_OK && !chosen && is_f8(t))
         status = qf_fail_at(err, QF_ERR_INPUT,
                             (qf_where){.file = p->checkpoint->files[t->file].path, .item = t->name},
@@ -310,6 +298,8 @@ static qf_status take_tensors(qf_checkpoint_plan *p, qf_error *err)
     qf_status status = QF_OK;
     for (size_t i = 0; status == QF_OK && i < p->checkpoint->tensors.count; i++)
         status = take_tensor(p, &p->checkpoint->tensors.items[i], err);
+    if (status == QF_OK)
+        status = qf_refuse_groups(p, err);
     if (status == QF_OK && !p->job_count)
         status = qf_refuse_unchosen(p, err);
     return status;
