@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/plan.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -333,8 +334,12 @@ static qf_status copy_options(qf_checkpoint_plan *p, const qf_checkpoint_options
     if (!p->options.out || !*p->options.out || !p->options.scheme)
         return qf_fail(err, QF_ERR_USAGE, "out and scheme must be given");
     p->folder = qf_arena_strdup(&p->arena, p->options.out);
-    if (!p->folder)
+    char *scheme = qf_arena_strdup(&p->arena, p->options.scheme);
+    if (!p->folder || !scheme)
         return qf_fail_memory(err);
+    for (char *c = scheme; *c; c++) /* W8A16 is the same request, with the same manifest */
+        *c = (char)tolower((unsigned char)*c);
+    p->options.scheme = scheme;
     for (size_t n = strlen(p->folder); n > 1 && p->folder[n - 1] == '/'; n--)
         p->folder[n - 1] = '\0';
     return QF_OK;
