@@ -370,7 +370,7 @@ static outcome run_job(batch *b, size_t index)
     result r = {.job = b->chosen[index], .files = cJSON_CreateArray()};
     double start = cli_seconds();
     size_t known = b->place_count;
-    cli_progress_init(&b->progress, b->manner.quiet ? CLI_NEVER : b->manner.progress);
+    cli_progress_init(&b->progress, b->manner.progress, b->manner.quiet);
     b->progress.job = r.job->name;
     b->progress.number = index + 1;
     b->progress.count = b->count;

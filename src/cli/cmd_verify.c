@@ -195,7 +195,7 @@ static qf_status write_runnable(const arguments *a, qf_diagnostics *list)
     job.options.save_path = a->prefix;
     job.options.emit = QF_EMIT_RUNNABLE;
     job.options.threads = a->planned.options.threads;
-    cli_progress_init(&progress, CLI_NEVER);
+    cli_progress_init(&progress, CLI_NEVER, true);
     job.options.progress = cli_progress_step;
     job.options.progress_user = &progress;
     qf_status status = cli_export_prepare(&job, &run);
