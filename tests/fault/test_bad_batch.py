@@ -104,6 +104,11 @@ PLACES = {
     "absolute": ("out/a/m", "{folder}/out/a/m"),
     "link": ("real/m", "link/m"),
     "link to what is not there": ("real/x/y/m", "link/x/y/m"),
+    "up from what is not there": ("bb/m", "bb/x/../m"),
+    "up and down again": ("bb/m", "bb/../bb/m"),
+    "two dots in a name": ("out/v1..2/m", "out/./v1..2/m"),
+    "up to a link": ("real/m", "bb/../link/m"),
+    "above": ("{folder}/bb/m", "cc/../real/../../{name}/bb/m"),
 }
 
 
@@ -111,7 +116,7 @@ PLACES = {
 def test_two_jobs_of_one_place(batch, tmp_path, what):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    a, b = (p.format(folder=tmp_path) for p in PLACES[what])
+    a, b = (p.format(folder=tmp_path, name=tmp_path.name) for p in PLACES[what])
     jobs = [{**GOOD, "name": "a", "save_path": a}, {**GOOD, "name": "b", "save_path": b}]
     said = batch({"jobs": jobs})
     assert "job 'b': save_path: job 'a' writes to the same place" in said
