@@ -3,6 +3,7 @@
 #include <regex.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/strmap.h"
 #include "cli/jobs.h"
@@ -182,17 +183,9 @@ static outcome outcome_of(const result *r)
     return r->status == QF_OK ? DONE : r->status == QF_ERR_CANCELLED ? STOPPED : FAILED;
 }
 
-static void print_line(const batch *b, const result *r)
+static void print_outcome(const result *r, outcome o)
 {
-    static const char *const words[] = {"", "done", "failed", "stopped"};
     char in[32], out[32];
-    outcome o = outcome_of(r);
-    if (b->manner.quiet && o == DONE)
-        return;
-    printf("%-7s ", o == DONE && b->manner.dry_run ? "valid" : words[o]);
-    cli_put_text(stdout, r->job->name);
-    for (int n = (int)strlen(r->job->name); n < b->name_width; n++)
-        putchar(' ');
     fputs("  ", stdout);
     if (o != DONE)
         cli_put_text(stdout, r->error ? r->error : "out of memory");
@@ -202,6 +195,22 @@ static void print_line(const batch *b, const result *r)
     else
         printf("%zu file%s, %s", r->file_count, r->file_count == 1 ? "" : "s",
                cli_bytes(r->file_bytes, out));
+}
+
+static void print_line(const batch *b, const result *r)
+{
+    static const char *const words[] = {"", "done", "failed", "stopped"};
+    char out[32];
+    outcome o = outcome_of(r);
+    if (b->manner.quiet && o == DONE)
+        return;
+    printf("%-7s ", o == DONE && b->manner.dry_run ? "valid" : words[o]);
+    cli_put_text(stdout, r->job->name);
+    for (int n = (int)strlen(r->job->name); n < b->name_width; n++)
+        putchar(' ');
+    /* where both go to a terminal, the error stands there already */
+    if (o == DONE || !isatty(STDOUT_FILENO) || !isatty(STDERR_FILENO))
+        print_outcome(r, o);
     putchar('\n');
     const cJSON *file;
     const cJSON *files = b->manner.verbose && o == DONE ? r->files : NULL;

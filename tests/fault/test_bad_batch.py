@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -231,3 +234,16 @@ def test_bad_model_fails_its_job_alone(quantfold, tmp_path, repo):
     assert (tmp_path / "out/good/m_deploy_model.onnx").exists() and not (
         tmp_path / "out/bad"
     ).exists()
+
+
+def test_an_error_is_told_once_on_a_terminal(quantfold, tmp_path):
+    (tmp_path / "jobs.json").write_text(json.dumps({"jobs": [GOOD]}))
+    argv = [quantfold.binary, "batch", str(tmp_path / "jobs.json")]
+    apart = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert "model.onnx" in apart.stdout and "model.onnx" in apart.stderr
+    master, slave = pty.openpty()
+    run = subprocess.run(argv, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, check=False)
+    os.close(slave)
+    said = os.read(master, 65536).decode()
+    os.close(master)
+    assert run.returncode == 1 and "failed  good\r\n" in said and said.count("model.onnx") == 1
