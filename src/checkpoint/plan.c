@@ -2,13 +2,16 @@
 #include "checkpoint/plan.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/half.h"
 #include "base/spill.h"
 #include "exec/source.h"
+#include "exec/stage.h"
 
 void qf_checkpoint_options_init_sized(qf_checkpoint_options *options, size_t size)
 {
@@ -325,6 +328,54 @@ static qf_status check_names(const qf_checkpoint_plan *p, qf_error *err)
     return status;
 }
 
+/* ---- the target ---- */
+
+static bool is_output(const qf_checkpoint_plan *p, const char *name)
+{
+    for (size_t i = 0; i < p->layout.file_count; i++) {
+        if (strcmp(p->layout.files[i].name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static qf_status check_target(qf_checkpoint_plan *p, qf_error *err)
+{
+    struct stat source, target;
+    uint64_t bytes = 0;
+    bool there = stat(p->folder, &target) == 0;
+    if (!there && !qf_is_absent(errno))
+        return qf_fail_errno(err, p->folder, errno, "cannot examine the target folder");
+    if (there && !S_ISDIR(target.st_mode))
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
+                          "the target is a file; choose a folder");
+    if (stat(p->checkpoint->path, &source) != 0)
+        return qf_fail_errno(err, p->checkpoint->path, errno, "cannot examine the model's folder");
+    if (there && source.st_dev == target.st_dev && source.st_ino == target.st_ino)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
+                          "the target is the checkpoint's own folder; choose another");
+    const char *stale;
+    qf_status status =
+        qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
+    if (status != QF_OK)
+        return status;
+    if (stale)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder, .item = stale},
+                          "the target folder has weights that this run would not replace and "
+                          "loaders may read; choose an empty folder");
+    for (size_t i = 0; i < p->layout.file_count; i++)
+        bytes += p->layout.files[i].size;
+    bool fresh = !p->options.resume && !p->options.shard_count;
+    uint64_t available = fresh ? qf_free_space(p->folder) : UINT64_MAX;
+    if (bytes > available && qf_is_read_only(p->folder)) /* such a mount has nothing free either */
+        return qf_fail_errno(err, p->folder, EROFS, "cannot write into the target folder");
+    if (bytes > available)
+        return qf_fail_at(err, QF_ERR_SYSTEM, (qf_where){.file = p->folder},
+                          "not enough space: the output needs %llu bytes, %llu are free",
+                          (unsigned long long)bytes, (unsigned long long)available);
+    return QF_OK;
+}
+
 /* ---- the whole ---- */
 
 static qf_status copy_options(qf_checkpoint_plan *p, const qf_checkpoint_options *o, qf_error *err)
@@ -377,7 +428,7 @@ static qf_status make_plan(qf_checkpoint_plan *p, qf_error *err)
     if (status == QF_OK)
         status = qf_checkpoint_layout(p, err);
     if (status == QF_OK && !o->ignore_target)
-        status = qf_checkpoint_check_target(p, err);
+        status = check_target(p, err);
     if (status == QF_OK)
         status = qf_checkpoint_list_outputs(p, err);
     return status;
