@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/plan.h"
 
+#include <ctype.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/half.h"
 #include "base/spill.h"
 #include "exec/source.h"
+#include "exec/stage.h"
 
 void qf_checkpoint_options_init_sized(qf_checkpoint_options *options, size_t size)
 {
@@ -148,18 +152,6 @@ static int32_t scale_type_of(const qf_checkpoint_plan *p, const qf_safetensor *t
                : t->data_type;
 }
 
-static qf_status check_group(const qf_checkpoint_plan *p, const qf_safetensor *t, qf_error *err)
-{
-    uint64_t cols = (uint64_t)t->dims[1];
-    if (!p->scheme.group || cols % p->scheme.group == 0)
-        return QF_OK;
-    return qf_fail_at(err, QF_ERR_INPUT,
-                      (qf_where){.file = p->checkpoint->files[t->file].path, .item = t->name},
-                      "its %llu columns cannot be divided into groups of %llu; choose another "
-                      "group, or leave it out with --exclude",
-                      (unsigned long long)cols, (unsigned long long)p->scheme.group);
-}
-
 static qf_job *new_job(qf_checkpoint_plan *p, const qf_safetensor *t)
 {
     qf_job *job = qf_arena_alloc(&p->arena, sizeof *job);
@@ -250,10 +242,8 @@ static qf_status add_integers(qf_checkpoint_plan *p, qf_job *job, qf_error *err)
 static qf_status quantize_tensor(qf_checkpoint_plan *p, const qf_safetensor *t, qf_error *err)
 {
     const unsigned char *given;
-    qf_status status = check_group(p, t, err);
-    qf_job *job = status == QF_OK ? new_job(p, t) : NULL;
-    if (status == QF_OK && !job)
-        status = qf_fail_memory(err);
+    qf_job *job = new_job(p, t);
+    qf_status status = job ? QF_OK : qf_fail_memory(err);
     if (status == QF_OK && is_f8(t))
         status = make_prescale(p, t, job, err);
     if (status == QF_OK)
@@ -293,6 +283,8 @@ static qf_status take_tensor(qf_checkpoint_plan *p, const qf_safetensor *t, qf_e
     info.bits = chosen ? p->scheme.weight_bits : 0;
     info.group = chosen ? p->scheme.group : 0;
     qf_status status = add_info(p, info, err);
+    if (chosen && !qf_is_grouped(p, &info)) /* qf_refuse_groups says it of all of them at once */
+        return status;
     if (status == QF_OK && !chosen && is_f8(t))
         status = qf_fail_at(err, QF_ERR_INPUT,
                             (qf_where){.file = p->checkpoint->files[t->file].path, .item = t->name},
@@ -310,6 +302,8 @@ static qf_status take_tensors(qf_checkpoint_plan *p, qf_error *err)
     qf_status status = QF_OK;
     for (size_t i = 0; status == QF_OK && i < p->checkpoint->tensors.count; i++)
         status = take_tensor(p, &p->checkpoint->tensors.items[i], err);
+    if (status == QF_OK)
+        status = qf_refuse_groups(p, err);
     if (status == QF_OK && !p->job_count)
         status = qf_refuse_unchosen(p, err);
     return status;
@@ -334,6 +328,57 @@ static qf_status check_names(const qf_checkpoint_plan *p, qf_error *err)
     return status;
 }
 
+/* ---- the target ---- */
+
+static bool is_output(const qf_checkpoint_plan *p, const char *name)
+{
+    for (size_t i = 0; i < p->layout.file_count; i++) {
+        if (strcmp(p->layout.files[i].name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static qf_status check_target(qf_checkpoint_plan *p, qf_error *err)
+{
+    struct stat source, target;
+    uint64_t bytes = 0;
+    bool there = stat(p->folder, &target) == 0;
+    if (!there && !qf_is_absent(errno))
+        return qf_fail_errno(err, p->folder, errno, "cannot examine the target folder");
+    if (there && !S_ISDIR(target.st_mode))
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
+                          "the target is a file; choose a folder");
+    if (stat(p->checkpoint->path, &source) != 0)
+        return qf_fail_errno(err, p->checkpoint->path, errno, "cannot examine the model's folder");
+    if (there && source.st_dev == target.st_dev && source.st_ino == target.st_ino)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
+                          "the target is the checkpoint's own folder; choose another");
+    const char *stale;
+    qf_status status =
+        qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
+    if (status == QF_OK && !stale)
+        status = qf_find_entry(p->folder, ".safetensors.index.json", is_output, p, &p->arena,
+                               &stale, err);
+    if (status != QF_OK)
+        return status;
+    if (stale)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder, .item = stale},
+                          "the target folder has weights, or an index of weights, that this run "
+                          "would not replace and loaders may read; choose an empty folder");
+    for (size_t i = 0; i < p->layout.file_count; i++)
+        bytes += p->layout.files[i].size;
+    bool fresh = !p->options.resume && !p->options.shard_count;
+    uint64_t available = fresh ? qf_free_space(p->folder) : UINT64_MAX;
+    if (bytes > available && qf_is_read_only(p->folder)) /* such a mount has nothing free either */
+        return qf_fail_errno(err, p->folder, EROFS, "cannot write into the target folder");
+    if (bytes > available)
+        return qf_fail_at(err, QF_ERR_SYSTEM, (qf_where){.file = p->folder},
+                          "not enough space: the output needs %llu bytes, %llu are free",
+                          (unsigned long long)bytes, (unsigned long long)available);
+    return QF_OK;
+}
+
 /* ---- the whole ---- */
 
 static qf_status copy_options(qf_checkpoint_plan *p, const qf_checkpoint_options *o, qf_error *err)
@@ -343,8 +388,12 @@ static qf_status copy_options(qf_checkpoint_plan *p, const qf_checkpoint_options
     if (!p->options.out || !*p->options.out || !p->options.scheme)
         return qf_fail(err, QF_ERR_USAGE, "out and scheme must be given");
     p->folder = qf_arena_strdup(&p->arena, p->options.out);
-    if (!p->folder)
+    char *scheme = qf_arena_strdup(&p->arena, p->options.scheme);
+    if (!p->folder || !scheme)
         return qf_fail_memory(err);
+    for (char *c = scheme; *c; c++) /* W8A16 is the same request, with the same manifest */
+        *c = (char)tolower((unsigned char)*c);
+    p->options.scheme = scheme;
     for (size_t n = strlen(p->folder); n > 1 && p->folder[n - 1] == '/'; n--)
         p->folder[n - 1] = '\0';
     return QF_OK;
@@ -382,7 +431,7 @@ static qf_status make_plan(qf_checkpoint_plan *p, qf_error *err)
     if (status == QF_OK)
         status = qf_checkpoint_layout(p, err);
     if (status == QF_OK && !o->ignore_target)
-        status = qf_checkpoint_check_target(p, err);
+        status = check_target(p, err);
     if (status == QF_OK)
         status = qf_checkpoint_list_outputs(p, err);
     return status;

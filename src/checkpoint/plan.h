@@ -53,11 +53,16 @@ qf_status qf_checkpoint_index(qf_checkpoint_plan *plan, const char **out, qf_err
 qf_status qf_checkpoint_source_blocks(const qf_checkpoint *checkpoint, uint64_t *rows,
                                       uint64_t *cols, int32_t *float_type, qf_error *err);
 
-/* choice.c: the error that no weight is chosen, and why. */
+/* choice.c: whether the scheme's groups divide the columns of a weight, and the error, if there are
+ * chosen ones that they do not divide. */
+bool qf_is_grouped(const qf_checkpoint_plan *plan, const qf_checkpoint_tensor *weight);
+qf_status qf_refuse_groups(const qf_checkpoint_plan *plan, qf_error *err);
+/* The error that no weight is chosen, and why. */
 qf_status qf_refuse_unchosen(const qf_checkpoint_plan *plan, qf_error *err);
 
-/* target.c: whether the output can go to the target, and its list of files. */
-qf_status qf_checkpoint_check_target(qf_checkpoint_plan *plan, qf_error *err);
+/* target.c: whether a folder, or the nearest one above it that is there, is on a read-only mount;
+ * and the list of the output's files. */
+bool qf_is_read_only(const char *folder);
 qf_status qf_checkpoint_list_outputs(qf_checkpoint_plan *plan, qf_error *err);
 
 /* shards.c: distributes plan->tensors over shards and fills the layout. */

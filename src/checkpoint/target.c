@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The folder that is written to: what stands there, and what will. */
+/* The folder that is written to, and the files that will stand there. */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -8,19 +8,8 @@
 #include <unistd.h>
 
 #include "checkpoint/plan.h"
-#include "exec/stage.h"
 
-static bool is_output(const qf_checkpoint_plan *p, const char *name)
-{
-    for (size_t i = 0; i < p->layout.file_count; i++) {
-        if (strcmp(p->layout.files[i].name, name) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* Of a folder, or of the nearest one above it that is there. */
-static bool is_read_only(const char *folder)
+bool qf_is_read_only(const char *folder)
 {
     char path[PATH_MAX];
     int n = snprintf(path, sizeof path, "%s", folder);
@@ -38,46 +27,6 @@ static bool is_read_only(const char *folder)
             snprintf(path, sizeof path, "%s", slash ? "/" : ".");
     }
     return false;
-}
-
-qf_status qf_checkpoint_check_target(qf_checkpoint_plan *p, qf_error *err)
-{
-    struct stat source, target;
-    uint64_t bytes = 0;
-    bool there = stat(p->folder, &target) == 0;
-    if (!there && !qf_is_absent(errno))
-        return qf_fail_errno(err, p->folder, errno, "cannot examine the target folder");
-    if (there && !S_ISDIR(target.st_mode))
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
-                          "the target is a file; choose a folder");
-    if (stat(p->checkpoint->path, &source) != 0)
-        return qf_fail_errno(err, p->checkpoint->path, errno, "cannot examine the model's folder");
-    if (there && source.st_dev == target.st_dev && source.st_ino == target.st_ino)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder},
-                          "the target is the checkpoint's own folder; choose another");
-    const char *stale;
-    qf_status status =
-        qf_find_entry(p->folder, ".safetensors", is_output, p, &p->arena, &stale, err);
-    if (status == QF_OK && !stale)
-        status = qf_find_entry(p->folder, ".safetensors.index.json", is_output, p, &p->arena,
-                               &stale, err);
-    if (status != QF_OK)
-        return status;
-    if (stale)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = p->folder, .item = stale},
-                          "the target folder has weights, or an index of weights, that this run "
-                          "would not replace and loaders may read; choose an empty folder");
-    for (size_t i = 0; i < p->layout.file_count; i++)
-        bytes += p->layout.files[i].size;
-    bool fresh = !p->options.resume && !p->options.shard_count;
-    uint64_t available = fresh ? qf_free_space(p->folder) : UINT64_MAX;
-    if (bytes > available && is_read_only(p->folder)) /* such a mount has nothing free either */
-        return qf_fail_errno(err, p->folder, EROFS, "cannot write into the target folder");
-    if (bytes > available)
-        return qf_fail_at(err, QF_ERR_SYSTEM, (qf_where){.file = p->folder},
-                          "not enough space: the output needs %llu bytes, %llu are free",
-                          (unsigned long long)bytes, (unsigned long long)available);
-    return QF_OK;
 }
 
 qf_status qf_checkpoint_list_outputs(qf_checkpoint_plan *p, qf_error *err)

@@ -107,8 +107,9 @@ typedef struct cli_progress {
 
 /* Of a clock that only goes on. */
 double cli_seconds(void);
-/* AUTO: a bar on a terminal, else a line now and then. ALWAYS: lines come faster. */
-void cli_progress_init(cli_progress *progress, cli_when when);
+/* AUTO: a bar on a terminal, else a line now and then, and nothing where `quiet`. ALWAYS: lines
+ * come faster. */
+void cli_progress_init(cli_progress *progress, cli_when when, bool quiet);
 /* A qf_progress_fn; `user` is a cli_progress. Stops the run after SIGINT or SIGTERM. */
 bool cli_progress_step(uint64_t done, uint64_t total, const char *tensor, void *user);
 void cli_progress_end(cli_progress *progress, qf_status status);

@@ -3,6 +3,7 @@
 #include <regex.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/strmap.h"
 #include "cli/jobs.h"
@@ -106,7 +107,7 @@ static int choose(batch *b)
     bool *chosen = calloc(b->jobs.count, sizeof *chosen);
     b->chosen = calloc(b->jobs.count, sizeof(cli_job *));
     if (!chosen || !b->chosen)
-        code = EXIT_SYSTEM;
+        code = cli_out_of_memory();
     for (size_t i = 0; code == EXIT_DONE && i < b->only.count; i++)
         code = mark_chosen(b, b->only.list[i], chosen);
     for (size_t i = 0; code == EXIT_DONE && i < b->jobs.count; i++) {
@@ -182,17 +183,9 @@ static outcome outcome_of(const result *r)
     return r->status == QF_OK ? DONE : r->status == QF_ERR_CANCELLED ? STOPPED : FAILED;
 }
 
-static void print_line(const batch *b, const result *r)
+static void print_outcome(const result *r, outcome o)
 {
-    static const char *const words[] = {"", "done", "failed", "stopped"};
     char in[32], out[32];
-    outcome o = outcome_of(r);
-    if (b->manner.quiet && o == DONE)
-        return;
-    printf("%-7s ", o == DONE && b->manner.dry_run ? "valid" : words[o]);
-    cli_put_text(stdout, r->job->name);
-    for (int n = (int)strlen(r->job->name); n < b->name_width; n++)
-        putchar(' ');
     fputs("  ", stdout);
     if (o != DONE)
         cli_put_text(stdout, r->error ? r->error : "out of memory");
@@ -202,6 +195,22 @@ static void print_line(const batch *b, const result *r)
     else
         printf("%zu file%s, %s", r->file_count, r->file_count == 1 ? "" : "s",
                cli_bytes(r->file_bytes, out));
+}
+
+static void print_line(const batch *b, const result *r)
+{
+    static const char *const words[] = {"", "done", "failed", "stopped"};
+    char out[32];
+    outcome o = outcome_of(r);
+    if (b->manner.quiet && o == DONE)
+        return;
+    printf("%-7s ", o == DONE && b->manner.dry_run ? "valid" : words[o]);
+    cli_put_text(stdout, r->job->name);
+    for (int n = (int)strlen(r->job->name); n < b->name_width; n++)
+        putchar(' ');
+    /* where both go to a terminal, the error stands there already */
+    if (o == DONE || !isatty(STDOUT_FILENO) || !isatty(STDERR_FILENO))
+        print_outcome(r, o);
     putchar('\n');
     const cJSON *file;
     const cJSON *files = b->manner.verbose && o == DONE ? r->files : NULL;
@@ -370,7 +379,7 @@ static outcome run_job(batch *b, size_t index)
     result r = {.job = b->chosen[index], .files = cJSON_CreateArray()};
     double start = cli_seconds();
     size_t known = b->place_count;
-    cli_progress_init(&b->progress, b->manner.quiet ? CLI_NEVER : b->manner.progress);
+    cli_progress_init(&b->progress, b->manner.progress, b->manner.quiet);
     b->progress.job = r.job->name; /* NOLINT(clang-analyzer-core.NullDereference): chosen */
     b->progress.number = index + 1;
     b->progress.count = b->count;

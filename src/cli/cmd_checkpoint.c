@@ -181,7 +181,7 @@ static int run(cli_checkpoint *a)
 {
     cli_checkpoint_run r;
     cli_progress progress;
-    cli_progress_init(&progress, a->manner.quiet ? CLI_NEVER : a->manner.progress);
+    cli_progress_init(&progress, a->manner.progress, a->manner.quiet);
     a->options.progress = cli_progress_step;
     a->options.progress_user = &progress;
     qf_report_totals totals, *written = NULL;

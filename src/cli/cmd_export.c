@@ -221,7 +221,7 @@ static int run(cli_export *a)
 {
     cli_export_run r;
     cli_progress progress;
-    cli_progress_init(&progress, a->manner.quiet ? CLI_NEVER : a->manner.progress);
+    cli_progress_init(&progress, a->manner.progress, a->manner.quiet);
     a->options.progress = cli_progress_step;
     a->options.progress_user = &progress;
 

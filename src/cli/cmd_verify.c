@@ -248,7 +248,7 @@ static qf_status export_runnable(const arguments *a, const qf_place *place, qf_d
     job.options.emit = QF_EMIT_RUNNABLE;
     job.options.threads = a->planned.options.threads;
     cli_catch_signals();
-    cli_progress_init(&progress, CLI_NEVER);
+    cli_progress_init(&progress, CLI_NEVER, true);
     job.options.progress = cli_progress_step;
     job.options.progress_user = &progress;
     qf_status status = cli_export_prepare(&job, &run);

@@ -285,6 +285,11 @@ static void read_job(reader *r, const cJSON *item, size_t number, cli_job *job)
         if (o)
             seen[o - table] = true;
     }
+    /* a default record is for the jobs that take one */
+    const char *scales = job->checkpoint.options.scales;
+    bool takes = scales && strcmp(scales, "record") == 0;
+    if (job->is_checkpoint && !takes && !cJSON_GetObjectItemCaseSensitive(item, "record"))
+        job->checkpoint.record = NULL;
     if (r->errors == before && !r->no_memory)
         check_needed(r, where, job);
 }

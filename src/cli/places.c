@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/places.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,16 +19,28 @@ static char *join(const char *a, const char *b)
     return path;
 }
 
-/* Takes "." and empty steps out of a relative path, in place. */
+static bool has_step_up(const char *path)
+{
+    for (const char *at = path; (at = strstr(at, "..")); at++) {
+        if ((at == path || at[-1] == '/') && (!at[2] || at[2] == '/'))
+            return true;
+    }
+    return false;
+}
+
+/* Takes ".", ".." and empty steps out of an absolute path, in place. Only of what is not there yet:
+ * once it is made, a step up leads to where it was made from. */
 static void tidy(char *path)
 {
     char *out = path;
     for (char *step = path; step;) {
         char *end = strchr(step, '/');
         size_t n = end ? (size_t)(end - step) : strlen(step);
-        if (n && !(n == 1 && *step == '.')) {
-            if (out != path)
-                *out++ = '/';
+        if (n == 2 && step[0] == '.' && step[1] == '.') {
+            while (out > path && *--out != '/') {
+            }
+        } else if (n && !(n == 1 && *step == '.')) {
+            *out++ = '/';
             memmove(out, step, n);
             out += n;
         }
@@ -56,10 +69,13 @@ static char *resolve(const char *folder)
             break;
         }
     }
-    char *path = NULL;
-    if (there) {
-        tidy(rest);
-        path = *rest ? join(there, rest) : strdup(there);
+    char *path = there ? join(there, rest) : NULL;
+    if (path)
+        tidy(path);
+    if (path && has_step_up(rest)) { /* what was behind a step up may be there, and a link */
+        char *whole = resolve(path);
+        free(path);
+        path = whole;
     }
     free(there);
     free(rest);

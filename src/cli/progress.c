@@ -45,13 +45,13 @@ double cli_seconds(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-void cli_progress_init(cli_progress *p, cli_when when)
+void cli_progress_init(cli_progress *p, cli_when when, bool quiet)
 {
     bool terminal = isatty(STDERR_FILENO);
     *p = (cli_progress){.form = CLI_FORM_NONE, .started = cli_seconds()};
     if (when == CLI_JSON)
         p->form = CLI_FORM_EVENTS;
-    else if (when != CLI_NEVER)
+    else if (when == CLI_ALWAYS || (when == CLI_AUTO && !quiet))
         p->form = terminal ? CLI_FORM_BAR : CLI_FORM_LINES;
     p->every = p->form == CLI_FORM_EVENTS ? event_seconds
                : terminal                 ? 0

@@ -3,12 +3,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* The rest of `text` behind `start`, or NULL if it does not start so. */
 static const char *behind(const char *text, const char *start)
 {
     size_t n = strlen(start);
-    return strncmp(text, start, n) == 0 ? text + n : NULL;
+    return strncasecmp(text, start, n) == 0 ? text + n : NULL;
 }
 
 static bool read_group(const char *text, uint64_t *group)

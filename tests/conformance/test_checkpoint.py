@@ -123,6 +123,17 @@ def test_config(quantfold, tmp_path, scheme):
         assert group.input_activations is None
 
 
+def test_case_of_the_scheme(quantfold, tmp_path):
+    """As words of a model's name are often written; the output is the same, manifest and all."""
+    source = ck.write(tmp_path / "in", ck.model())
+    written = []
+    for scheme in ("W4A16:Group=32", "w4a16:group=32"):
+        ck.run(quantfold, source, tmp_path / scheme, scheme, "--manifest")
+        files = sorted((tmp_path / scheme).iterdir())
+        written.append([(f.name, f.read_bytes()) for f in files])
+    assert len(written[0]) == 3 and written[0] == written[1]
+
+
 def test_old_quantization_config_is_replaced(quantfold, tmp_path):
     """Of an fp8 checkpoint, wherever in the text it stands."""
     for i, where in enumerate(("first", "last")):

@@ -152,10 +152,11 @@ def test_auto_is_silent_for_ten_seconds(quantfold, source, tmp_path):
     assert run_paused(command(quantfold, source, out), out, 1.2) == ""
 
 
-def test_json(quantfold, source, tmp_path):
-    """Every line is an object; sizes only grow, up to the total."""
+@pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["", "quiet"])
+def test_json(quantfold, source, tmp_path, quiet):
+    """Every line is an object; sizes only grow, up to the total. What is asked for comes with -q."""
     out = tmp_path / "o"
-    said = run_paused(command(quantfold, source, out, "--progress", "json"), out, 1.4)
+    said = run_paused(command(quantfold, source, out, "--progress", "json", *quiet), out, 1.4)
     events = [json.loads(line) for line in said.splitlines()]
     assert events[0]["event"] == "start" and events[-1]["event"] == "end"
     steps = events[1:-1]

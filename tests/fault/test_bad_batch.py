@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,11 @@ PLACES = {
     "absolute": ("out/a/m", "{folder}/out/a/m"),
     "link": ("real/m", "link/m"),
     "link to what is not there": ("real/x/y/m", "link/x/y/m"),
+    "up from what is not there": ("bb/m", "bb/x/../m"),
+    "up and down again": ("bb/m", "bb/../bb/m"),
+    "two dots in a name": ("out/v1..2/m", "out/./v1..2/m"),
+    "up to a link": ("real/m", "bb/../link/m"),
+    "above": ("{folder}/bb/m", "cc/../real/../../{name}/bb/m"),
 }
 
 
@@ -111,7 +119,7 @@ PLACES = {
 def test_two_jobs_of_one_place(batch, tmp_path, what):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    a, b = (p.format(folder=tmp_path) for p in PLACES[what])
+    a, b = (p.format(folder=tmp_path, name=tmp_path.name) for p in PLACES[what])
     jobs = [{**GOOD, "name": "a", "save_path": a}, {**GOOD, "name": "b", "save_path": b}]
     said = batch({"jobs": jobs})
     assert "job 'b': save_path: job 'a' writes to the same place" in said
@@ -226,3 +234,16 @@ def test_bad_model_fails_its_job_alone(quantfold, tmp_path, repo):
     assert (tmp_path / "out/good/m_deploy_model.onnx").exists() and not (
         tmp_path / "out/bad"
     ).exists()
+
+
+def test_an_error_is_told_once_on_a_terminal(quantfold, tmp_path):
+    (tmp_path / "jobs.json").write_text(json.dumps({"jobs": [GOOD]}))
+    argv = [quantfold.binary, "batch", str(tmp_path / "jobs.json")]
+    apart = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert "model.onnx" in apart.stdout and "model.onnx" in apart.stderr
+    master, slave = pty.openpty()
+    run = subprocess.run(argv, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, check=False)
+    os.close(slave)
+    said = os.read(master, 65536).decode()
+    os.close(master)
+    assert run.returncode == 1 and "failed  good\r\n" in said and said.count("model.onnx") == 1

@@ -316,8 +316,16 @@ def test_fp8_that_is_not_chosen(folder):
 
 
 def test_group_that_does_not_divide(folder):
+    """All of them are counted, and the first are named."""
+    wrong = {f"{i}.weight": torch.ones(64, 40 + 8 * i) for i in range(6)}
+    save_file(
+        wrong | {"n" * 500 + ".weight": torch.ones(64, 65)}, folder.source / "model.safetensors"
+    )
+    said = folder.refused("6 chosen weights", "0.weight (40)", scheme="w4a16:group=32")
+    assert "3.weight" not in said and ", ...;" in said  # 64 columns
     save_file({"a.weight": torch.ones(64, 72)}, folder.source / "model.safetensors")
-    folder.refused("model.safetensors", "a.weight", "72", scheme="w4a16:group=16")
+    said = folder.refused("of 1 chosen weight cannot", "a.weight (72)", scheme="w4a16:group=16")
+    assert "..." not in said
 
 
 def test_names_that_quantizing_makes(folder):
