@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "passes/run_function.h"
+#include "quant/ascend.h"
 
 #define DATA(type) ONNX__TENSOR_PROTO__DATA_TYPE__##type
 
@@ -188,38 +189,22 @@ static void build_quant(qf_body *b, const qf_function *f)
     qf_body_ref(b, "to", "to", ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__INT);
 }
 
-static int bits_of(const qf_node *quant)
-{
-    static const struct {
-        const char *name;
-        int bits;
-    } types[] = {{"INT8", 8}, {"INT4", 4}, {"INT16", 16}};
-    const Onnx__AttributeProto *a = qf_node_attribute(quant, "dst_type");
-    for (size_t i = 0; a && a->has_s && i < sizeof types / sizeof *types; i++) {
-        size_t n = strlen(types[i].name);
-        if (a->s.len == n && memcmp(a->s.data, types[i].name, n) == 0)
-            return types[i].bits;
-    }
-    return 0;
-}
-
 bool qf_run_is_wide(const qf_node *quant)
 {
-    return bits_of(quant) == 16;
+    return qf_dst_bits(qf_node_attribute(quant, "dst_type")) == 16;
 }
 
 /* Its numbers as the deploy format has them; *why is NULL if they can be used. */
 static int read_quant(const qf_node *node, const char **why)
 {
-    int bits = bits_of(node);
+    int bits = qf_dst_bits(qf_node_attribute(node, "dst_type"));
     float scale = qf_node_float(node, "scale", 0), offset = qf_node_float(node, "offset", 0);
-    float limit = bits == 16 ? 32768 : 128;
     *why = NULL;
     if (!bits)
         *why = "its dst_type is none of INT8, INT4 and INT16";
-    else if (!(isfinite(scale) && scale > 0))
+    else if (!qf_scale_fits(scale))
         *why = "its scale is no positive number";
-    else if (!(offset >= -limit && offset < limit && offset == rintf(offset)))
+    else if (!qf_offset_fits(offset, bits))
         *why = "its offset is no integer in the range of its dst_type";
     else if (node->input_count < 1 || !node->inputs[0] || node->output_count < 1 ||
              !node->outputs[0])

@@ -4,6 +4,7 @@
 #ifndef QF_VERIFY_STRUCTURE_H
 #define QF_VERIFY_STRUCTURE_H
 
+#include "quant/ascend.h"
 #include "verify/reading.h"
 
 /* Names, order of the nodes, markers that should be gone (graph.c). *acyclic: the graphs can be
@@ -47,12 +48,6 @@ typedef struct qf_attribute_rule {
 /* All of them, of their types, and no others. */
 bool qf_check_attributes(qf_subject *subject, const qf_node *node, const qf_attribute_rule *rules,
                          size_t count);
-/* Integral and inside the range of dst_type; INT4 allows that of INT8, as the reference does. */
-bool qf_offset_fits(float offset, int bits);
-/* 4, 8, 16; 0 for anything else. */
-int qf_dst_bits(const Onnx__AttributeProto *a);
-/* Whether a scale is finite and above zero. */
-bool qf_scale_fits(float scale);
 
 /* "[2, 3]" in `buffer`. */
 const char *qf_dims_text(const Onnx__TensorProto *tensor, char buffer[128]);

@@ -112,12 +112,14 @@ def names(message: str, path: str) -> bool:
     """Whether a message names a file: its whole path, or its name, at the end of a path or quoted or,
     with a suffix, alone. For what a run keeps in `run` of the staging folder, that folder is named.
     """
-    path = re.sub(r"(quantfold-partial)/run(/.*)?$", r"\1", path)
-    name = Path(path).name
-    before = r"(^|[/'\s])" if Path(path).suffix else r"[/']"
-    return path in message or bool(
-        re.search(f"{before}{re.escape(name)}(?![\\w-])(?!\\.\\w)", message)
-    )
+    folder = re.sub(r"(quantfold-partial)/run(/.*)?$", r"\1", path)
+    for place in {path, folder}:
+        name = Path(place).name
+        before = r"(^|[/'\s])" if Path(place).suffix else r"[/']"
+        whole = f"{before}{re.escape(name)}(?![\\w-])(?!\\.\\w)"
+        if place in message or re.search(whole, message):
+            return True
+    return False
 
 
 @dataclass
