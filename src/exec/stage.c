@@ -239,7 +239,7 @@ static qf_status check_names(const qf_stage *stage, bool complete, qf_error *err
     char going[NAME_MAX + 2] = "";
     if (complete && !read_going(stage, going))
         return fail_recovery(stage, err);
-    bool safe = !*going || qf_name_is_safe(going);
+    bool safe = !*going || (qf_name_is_safe(going) && !strchr(going, '/'));
     if ((complete && !each_entry(stage->partial_fd, stop_at_unsafe, &safe)) ||
         (stage->old_fd >= 0 && !each_entry(stage->old_fd, stop_at_unsafe, &safe)))
         return fail_recovery(stage, err);
