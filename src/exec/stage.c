@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "exec/stage.h"
+#include "exec/staging.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -14,12 +14,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#include "base/file.h"
 #include "base/retry.h"
 
-#define RUN "run"
-#define COMPLETE "complete"
-#define OLD "old"
 enum { FOLDER_MODE = 0750, PLAIN_PREFIX_MAX = 200 };
 
 char *qf_stage_path(const char *a, const char *b)
@@ -63,8 +59,7 @@ static qf_status make_folders(qf_stage *stage, qf_error *err)
     return QF_OK;
 }
 
-/* Calls `visit` for each entry of an open folder; false with errno set if that or a visit fails. */
-static bool each_entry(int fd, bool (*visit)(void *user, const char *name), void *user)
+bool qf_stage_each(int fd, bool (*visit)(void *user, const char *name), void *user)
 {
     int copy = qf_open_at(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     DIR *dir = copy < 0 ? NULL : fdopendir(copy);
@@ -96,12 +91,12 @@ enum { SLASH = 1 }; /* what stands for '/': a control character, which no output
  * way to it. */
 void qf_staged_name(const char *name, char out[NAME_MAX + 1])
 {
-    int n = snprintf(out, NAME_MAX + 1, "%s%s", strcmp(name, RUN) == 0 ? "/" : "", name);
+    int n = snprintf(out, NAME_MAX + 1, "%s%s", strcmp(name, QF_STAGE_RUN) == 0 ? "/" : "", name);
     for (int i = 0; i < n && i <= NAME_MAX; i++)
         out[i] = out[i] == '/' ? SLASH : out[i];
 }
 
-static void final_name(const char *staged, char out[NAME_MAX + 1])
+void qf_final_name(const char *staged, char out[NAME_MAX + 1])
 {
     snprintf(out, NAME_MAX + 1, "%s", staged + (staged[0] == SLASH));
     for (char *p = out; *p; p++)
@@ -122,8 +117,7 @@ bool qf_name_is_safe(const char *name)
     }
 }
 
-/* Makes the subfolders of the target folder that `name` lies in. */
-static bool make_subfolders(const qf_stage *stage, char *name)
+bool qf_stage_subfolders(const qf_stage *stage, char *name)
 {
     for (char *p = name; (p = strchr(p, '/')); p++) {
         struct stat st;
@@ -141,174 +135,15 @@ static bool make_subfolders(const qf_stage *stage, char *name)
     return true;
 }
 
-static bool move_entry(const qf_stage *stage, const char *staged)
+bool qf_stage_move(const qf_stage *stage, const char *staged)
 {
     char name[NAME_MAX + 1];
-    final_name(staged, name);
-    return make_subfolders(stage, name) &&
+    qf_final_name(staged, name);
+    return qf_stage_subfolders(stage, name) &&
            renameat(stage->partial_fd, staged, stage->folder_fd, name) == 0;
 }
 
-/* ---- what an earlier run left ---- */
-
-static bool remove_staged(void *user, const char *name)
-{
-    const qf_stage *stage = user;
-    return strcmp(name, RUN) == 0 || unlinkat(stage->partial_fd, name, 0) == 0 || errno == ENOENT;
-}
-
-static bool remove_old(void *user, const char *name)
-{
-    const qf_stage *stage = user;
-    return unlinkat(stage->old_fd, name, 0) == 0 || errno == ENOENT;
-}
-
-static bool remove_own(void *user, const char *name)
-{
-    const qf_stage *stage = user;
-    return strcmp(name, OLD) == 0 || strcmp(name, COMPLETE) == 0 ||
-           unlinkat(stage->run_fd, name, 0) == 0 || errno == ENOENT;
-}
-
-/* `complete` goes last: without it, replaced files that are still there would be put back. */
-bool qf_stage_empty(qf_stage *stage)
-{
-    if (!each_entry(stage->partial_fd, remove_staged, stage))
-        return false;
-    if (stage->run_fd < 0)
-        return true;
-    return (stage->old_fd < 0 || each_entry(stage->old_fd, remove_old, stage)) &&
-           each_entry(stage->run_fd, remove_own, stage) &&
-           (unlinkat(stage->run_fd, COMPLETE, 0) == 0 || errno == ENOENT);
-}
-
-/* Graphs and descriptions name other files, so they come last. */
-static bool names_others(const char *name)
-{
-    return qf_ends_with(name, ".onnx") || qf_ends_with(name, ".json");
-}
-
-static bool move_first(void *user, const char *name)
-{
-    return strcmp(name, RUN) == 0 || names_others(name) || move_entry(user, name);
-}
-
-static bool move_last(void *user, const char *name)
-{
-    return !names_others(name) || move_entry(user, name);
-}
-
-static qf_status fail_recovery(const qf_stage *stage, qf_error *err)
-{
-    return qf_fail_errno(err, stage->partial, errno,
-                         "cannot clean up after an earlier run that was killed");
-}
-
-/* The file that a complete run takes away, "" if there is none: what `complete` holds. */
-static bool read_going(const qf_stage *stage, char name[NAME_MAX + 2])
-{
-    int fd = qf_open_at(stage->run_fd, COMPLETE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
-    ssize_t got = fd < 0 ? -1 : qf_read_all(fd, name, NAME_MAX + 1);
-    int e = errno;
-    if (fd >= 0)
-        close(fd);
-    errno = e;
-    name[got < 0 ? 0 : got] = '\0';
-    return got >= 0;
-}
-
-static bool remove_going(const qf_stage *stage)
-{
-    char name[NAME_MAX + 2];
-    return read_going(stage, name) &&
-           (!*name || unlinkat(stage->folder_fd, name, 0) == 0 || qf_is_absent(errno));
-}
-
-static bool stop_at_unsafe(void *user, const char *staged)
-{
-    bool *safe = user;
-    char name[NAME_MAX + 1];
-    final_name(staged, name);
-    *safe &= qf_name_is_safe(name);
-    return true;
-}
-
-/* What lies in the folder may be anybody's, and its names become paths. */
-static qf_status check_names(const qf_stage *stage, bool complete, qf_error *err)
-{
-    char going[NAME_MAX + 2] = "";
-    if (complete && !read_going(stage, going))
-        return fail_recovery(stage, err);
-    bool safe = !*going || qf_name_is_safe(going);
-    if ((complete && !each_entry(stage->partial_fd, stop_at_unsafe, &safe)) ||
-        (stage->old_fd >= 0 && !each_entry(stage->old_fd, stop_at_unsafe, &safe)))
-        return fail_recovery(stage, err);
-    return safe ? QF_OK
-                : qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
-                             "a name in the staging folder leads out of the target folder, so "
-                             "quantfold has not written it; remove the staging folder");
-}
-
-/* Puts a replaced file back whose successor could not be put in place. */
-static bool restore(void *user, const char *name)
-{
-    const qf_stage *stage = user;
-    char final[NAME_MAX + 1];
-    final_name(name, final);
-    return make_subfolders(stage, final) &&
-           renameat(stage->old_fd, name, stage->folder_fd, final) == 0 &&
-           (unlinkat(stage->old_fd, name, 0) == 0 || errno == ENOENT);
-}
-
-static bool stop_at_entry(void *user, const char *name)
-{
-    bool *any = user;
-    (void)name;
-    *any = true;
-    return true;
-}
-
-/* *complete, *replaced: whether the run that left the folder was complete, and whether it holds
- * files that it replaced. */
-static bool examine(qf_stage *stage, bool *complete, bool *replaced)
-{
-    *replaced = false;
-    *complete = faccessat(stage->run_fd, COMPLETE, F_OK, 0) == 0;
-    if (!*complete && errno != ENOENT)
-        return false;
-    stage->old_fd =
-        qf_open_at(stage->run_fd, OLD, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW, 0);
-    if (stage->old_fd < 0)
-        return errno == ENOENT;
-    return each_entry(stage->old_fd, stop_at_entry, replaced);
-}
-
-/* Files move into place if the run that left them was complete; those that it replaced move back if
- * it was about to undo that. The rest goes unless it is to be taken up again. A shard, which is not
- * alone, does none of this: *half tells it. */
-static qf_status recover(qf_stage *stage, bool *half, qf_error *err)
-{
-    bool complete, replaced;
-    if (!examine(stage, &complete, &replaced))
-        return fail_recovery(stage, err);
-    qf_status status = check_names(stage, complete, err);
-    if (status != QF_OK)
-        return status;
-    *half = (complete || replaced) && stage->mode == QF_STAGE_SHARD;
-    if (*half)
-        return QF_OK;
-    if (complete && !(each_entry(stage->partial_fd, move_first, stage) &&
-                      each_entry(stage->partial_fd, move_last, stage) && remove_going(stage)))
-        return fail_recovery(stage, err);
-    if (!complete && replaced && !each_entry(stage->old_fd, restore, stage))
-        return fail_recovery(stage, err);
-    if ((complete || replaced) && qf_sync(stage->folder_fd) != 0)
-        return fail_recovery(stage, err);
-    if (stage->mode == QF_STAGE_FRESH && !qf_stage_empty(stage))
-        return fail_recovery(stage, err);
-    stage->recovered = complete;
-    return QF_OK;
-}
+/* ---- opening ---- */
 
 int qf_stage_lock(int fd, int operation)
 {
@@ -373,9 +208,9 @@ static qf_status lock_partial(qf_stage *stage, qf_error *err)
 
 static qf_status open_run(qf_stage *stage, qf_error *err)
 {
-    if (mkdirat(stage->partial_fd, RUN, 0700) == 0 || errno == EEXIST)
-        stage->run_fd =
-            qf_open_at(stage->partial_fd, RUN, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (mkdirat(stage->partial_fd, QF_STAGE_RUN, 0700) == 0 || errno == EEXIST)
+        stage->run_fd = qf_open_at(stage->partial_fd, QF_STAGE_RUN,
+                                   O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW, 0);
     if (stage->run_fd < 0)
         return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
     return QF_OK;
@@ -410,7 +245,7 @@ static qf_status open_stage(const char *folder, const char *prefix, qf_stage_mod
     if (status == QF_OK)
         status = open_run(out, err);
     if (status == QF_OK)
-        status = recover(out, half, err);
+        status = qf_stage_recover(out, half, err);
     if (status != QF_OK || *half) {
         out->keep = true; /* nobody knows what is in there */
         qf_stage_close(out);
@@ -464,7 +299,7 @@ static bool move_with_backup(const qf_stage *stage, size_t index)
         linkat(stage->folder_fd, name, stage->old_fd, staged, 0) != 0 &&
         renameat(stage->folder_fd, name, stage->old_fd, staged) != 0)
         return false;
-    return move_entry(stage, staged);
+    return qf_stage_move(stage, staged);
 }
 
 /* Undoes one rename, or that of which only the old file may have been moved: the new file goes back
@@ -489,7 +324,7 @@ static bool move_back(const qf_stage *stage, size_t index, bool moved)
  * fails too, the staging folder stays, and with it what the next run needs to go on. */
 static bool roll_back(qf_stage *stage, size_t count)
 {
-    bool undone = unlinkat(stage->run_fd, COMPLETE, 0) == 0;
+    bool undone = unlinkat(stage->run_fd, QF_STAGE_COMPLETE, 0) == 0;
     if (undone && !stage->unsynced)
         qf_sync(stage->run_fd);
     bool started = undone;
@@ -502,7 +337,8 @@ static bool roll_back(qf_stage *stage, size_t count)
 /* From here on, a run that dies is finished by the next one. */
 static qf_status mark_complete(qf_stage *stage, qf_error *err)
 {
-    int fd = qf_open_at(stage->run_fd, COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, QF_FILE_MODE);
+    int fd =
+        qf_open_at(stage->run_fd, QF_STAGE_COMPLETE, O_WRONLY | O_CREAT | O_CLOEXEC, QF_FILE_MODE);
     bool ok = fd >= 0;
     for (size_t i = 0; ok && i < stage->count; i++) {
         const char *name = stage->files[i].name;
@@ -519,16 +355,16 @@ static qf_status mark_complete(qf_stage *stage, qf_error *err)
     }
     if (ok)
         return QF_OK;
-    if (fd >= 0 && unlinkat(stage->run_fd, COMPLETE, 0) != 0)
+    if (fd >= 0 && unlinkat(stage->run_fd, QF_STAGE_COMPLETE, 0) != 0)
         stage->keep = true; /* it counts, then: the next run puts the files in place */
     return qf_fail_errno(err, stage->partial, e, "cannot complete the output");
 }
 
 static qf_status open_old(qf_stage *stage, qf_error *err)
 {
-    if (mkdirat(stage->run_fd, OLD, 0700) == 0 || errno == EEXIST)
-        stage->old_fd =
-            qf_open_at(stage->run_fd, OLD, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (mkdirat(stage->run_fd, QF_STAGE_OLD, 0700) == 0 || errno == EEXIST)
+        stage->old_fd = qf_open_at(stage->run_fd, QF_STAGE_OLD,
+                                   O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW, 0);
     if (stage->old_fd < 0)
         return qf_fail_errno(err, stage->partial, errno, "cannot open the staging folder");
     return QF_OK;
@@ -576,11 +412,12 @@ static void close_folders(qf_stage *stage)
         close(stage->old_fd);
     if (stage->run_fd >= 0) {
         if (!shared)
-            unlinkat(stage->run_fd, OLD, AT_REMOVEDIR);
+            unlinkat(stage->run_fd, QF_STAGE_OLD, AT_REMOVEDIR);
         close(stage->run_fd);
     }
     if (stage->partial_fd >= 0) {
-        if (!shared && (unlinkat(stage->partial_fd, RUN, AT_REMOVEDIR) == 0 || errno == ENOENT))
+        if (!shared &&
+            (unlinkat(stage->partial_fd, QF_STAGE_RUN, AT_REMOVEDIR) == 0 || errno == ENOENT))
             rmdir(stage->partial);
         close(stage->partial_fd);
     }

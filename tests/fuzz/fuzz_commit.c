@@ -14,7 +14,7 @@
 /* Entries of the journal get the check value that they should have, or none would be read. */
 static void seal(uint8_t *journal, size_t size)
 {
-    enum { HEADER = 32, ENTRY = 120, CHECK = 112 }; /* as in journal.c */
+    enum { HEADER = 32, ENTRY = 128, CHECK = 120 }; /* as in journal.c */
     for (size_t at = HEADER; at + ENTRY <= size; at += ENTRY) {
         uint64_t check = XXH3_64bits(journal + at, CHECK);
         memcpy(journal + at + CHECK, &check, sizeof check);
