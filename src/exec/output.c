@@ -332,6 +332,47 @@ static bool starts_manifest(const char *text)
     return strncmp(text + strspn(text, " \t\r\n"), first, sizeof first - 1) == 0;
 }
 
+/* Whether `text` has a name as JSON writes it. */
+static bool has_name(const char *text, const char *name, bool *exhausted)
+{
+    cJSON *object = cJSON_CreateObject();
+    bool ok = object && qf_json_add_text(object, "name", name);
+    char *quoted = ok ? cJSON_PrintUnformatted(object->child) : NULL;
+    bool found = quoted && strstr(text, quoted);
+    *exhausted |= !quoted;
+    cJSON_free(quoted);
+    cJSON_Delete(object);
+    return found;
+}
+
+/* Whether the manifest of an earlier run is of a model that this one writes. A runnable model can
+ * be put beside what a manifest describes. */
+static qf_status is_replaced(const qf_stage *stage, const char *name, bool *replaced, qf_error *err)
+{
+    enum { MOST = 1 << 28 };
+    char *path = qf_stage_path(stage->folder, name), *text;
+    size_t length;
+    bool models = false, exhausted = false;
+    if (!path)
+        return qf_fail_memory(err);
+    qf_status status = qf_file_read_text(path, "manifest", MOST, &text, &length, NULL, err);
+    free(path);
+    if (status != QF_OK) { /* too large to be looked into: it goes */
+        *replaced = status == QF_ERR_INPUT;
+        return *replaced ? QF_OK : status;
+    }
+    *replaced = false;
+    for (size_t i = 0; i < stage->count; i++) {
+        const char *file = stage->files[i].name;
+        bool model = qf_ends_with(file, ".onnx");
+        models |= model;
+        *replaced |= model && has_name(text, file, &exhausted);
+    }
+    qf_spill_free(text);
+    *replaced |= !models; /* a checkpoint */
+    return exhausted ? qf_fail_memory(err) : QF_OK;
+}
+
 /* A manifest that an earlier run has left describes other output: it goes with the commit. A file
  * of that name that is none stays. */
 static qf_status drop_manifest(qf_stage *stage, const char *name, qf_error *err)
@@ -347,8 +388,12 @@ static qf_status drop_manifest(qf_stage *stage, const char *name, qf_error *err)
         if (fd >= 0)
             close(fd);
         errno = e;
-        if (got >= 0)
-            return starts_manifest(text) ? qf_stage_remove(stage, name, err) : QF_OK;
+        if (got >= 0) {
+            bool replaced = false;
+            qf_status status =
+                starts_manifest(text) ? is_replaced(stage, name, &replaced, err) : QF_OK;
+            return status == QF_OK && replaced ? qf_stage_remove(stage, name, err) : status;
+        }
     }
     if (qf_is_absent(errno) || errno == EACCES)
         return QF_OK;

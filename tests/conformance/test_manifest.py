@@ -307,6 +307,25 @@ def test_a_run_without_one_takes_the_old_one_away(quantfold, tmp_path, shards):
         assert not mine or (out / "manifest.json").read_text() == mine
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_runnable_model_is_put_beside_what_a_manifest_describes(quantfold, tmp_path, verify):
+    """It takes away only the manifest of an earlier runnable model."""
+    spec, source, out = make_large.Spec(size=64), tmp_path / "in", tmp_path / "o"
+    make_large.write(source, spec)
+    args = (source / "model.onnx", source / "record.txt", out / "m")
+    quantfold.export(*args, "--manifest")
+    before = (out / "m.manifest.json").read_bytes()
+    if verify:
+        assert quantfold("verify", out / "m", "--runnable").code == 0
+    else:
+        quantfold.export(*args, "--emit", "runnable")
+    assert (out / "m_runnable_model.onnx").exists()
+    assert (out / "m.manifest.json").read_bytes() == before
+    quantfold.export(*args, "--emit", "runnable", "--manifest")
+    quantfold.export(*args, "--emit", "runnable")
+    assert not (out / "m.manifest.json").exists()
+
+
 def test_without_the_option_there_is_none(quantfold, tmp_path):
     spec, source = make_large.Spec(size=16), tmp_path / "in"
     make_large.write(source, spec)
