@@ -184,7 +184,7 @@ static int run(cli_checkpoint *a)
     cli_progress_init(&progress, a->manner.progress, a->manner.quiet);
     a->options.progress = cli_progress_step;
     a->options.progress_user = &progress;
-    qf_report_totals totals, *written = NULL;
+    qf_report_totals totals = {0}, *written = NULL;
     qf_status status = cli_checkpoint_prepare(a, &r);
     int code = cli_exit_code(status);
     say_error(&r, &code);

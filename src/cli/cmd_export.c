@@ -225,7 +225,7 @@ static int run(cli_export *a)
     a->options.progress = cli_progress_step;
     a->options.progress_user = &progress;
 
-    qf_report_totals totals, *written = NULL;
+    qf_report_totals totals = {0}, *written = NULL;
     qf_status status = cli_export_prepare(a, &r);
     int code = cli_exit_code(status);
     say_findings(a, &r, &code);
