@@ -9,7 +9,8 @@ Makes a Llama-shaped checkpoint of bfloat16 (datasets/make_llama.py) and, for th
 with onnx-, the same matrices as an ONNX model with one external file. Within a round every case
 and every way of copying runs once; the copier reads the same files and writes as many bytes to as
 many files, and the best of its ways by its median counts. All runs are durable: every byte is on
-the disk at the end. --double also runs a model of twice the size and gives the ratio of the times;
+the disk at the end. --double also runs the first case at twice the size, each run after one at the
+size itself, and gives the ratio of the times;
 --peer runs compressed-tensors in that Python on the same checkpoint (bench/llm_peer.py).
 """
 
@@ -18,13 +19,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from measuring import GIB, MIB, REPO, Stage, about, copier_command, note, save
-from measuring import ratio_text, spread, table, wait_until_quiet
+from llm_tables import llm_findings, llm_table
+from measuring import REPO, Stage, about, copier_command, note, save, wait_until_quiet
 
 WAYS = {
     "pwrite": ["--io", "pwrite"],
@@ -74,7 +74,7 @@ class Bench:
             *(["--manifest"] if self.args.manifest else []),
         ]
 
-    def run(self, round: int, case: str, size: str) -> dict:
+    def run(self, round: int, case: str, size: str, way: str = "quantfold") -> dict:
         folder = self.folder(case, size)
         sources = weights(folder)
         result = self.stage.run(
@@ -84,7 +84,7 @@ class Bench:
             sys.exit(f"{case} failed: {result.get('message')}")
         moved = sum(p.stat().st_size for p in sources)
         moved += sum(n for _, n in written(self.stage.out))
-        result |= {"round": round, "case": case, "size": size, "moved": moved, "way": "quantfold"}
+        result |= {"round": round, "case": case, "size": size, "moved": moved, "way": way}
         self.runs.append(result)
         return result
 
@@ -99,34 +99,6 @@ class Bench:
                 note(f"copier {way} failed: {result.get('message')}")
                 continue
             self.runs.append(result | {"round": round, "case": case, "size": size, "way": way})
-
-    def seconds(self, case: str, size: str, way: str) -> list[float]:
-        return [
-            r["seconds"] for r in self.runs if (r["case"], r["size"], r["way"]) == (case, size, way)
-        ]
-
-    def best_way(self, case: str, size: str) -> str | None:
-        medians = {w: statistics.median(s) for w in WAYS if (s := self.seconds(case, size, w))}
-        return min(medians, key=lambda w: medians[w]) if medians else None
-
-    def row(self, case: str, size: str) -> list[str]:
-        mine = [r for r in self.runs if (r["case"], r["size"]) == (case, size)]
-        ours = [r for r in mine if r["way"] == "quantfold"]
-        way = self.best_way(case, size)
-        speed = None
-        if way:  # speed against the copier's, in the same round
-            other = self.seconds(case, size, way)
-            speed = spread([c / r["seconds"] for c, r in zip(other, ours)])
-        median = statistics.median(r["seconds"] for r in ours)
-        return [
-            f"{case} {size}",
-            f"{ours[0]['moved'] / 1e9:.1f} GB",
-            f"{median:.2f} s",
-            f"{ours[0]['moved'] / 1e9 / median:.2f} GB/s",
-            ratio_text(speed) + (f" ({way})" if way else ""),
-            f"{max(r['peak_anon'] for r in ours) / MIB:.0f} MiB",
-            f"{max(r['peak_rss'] for r in ours) / MIB:.0f} MiB",
-        ]
 
     def race(self, cases: list[str], size: str, copies: bool) -> None:
         for number in range(self.args.rounds):
@@ -167,28 +139,18 @@ def main() -> None:
     if args.peer:
         cases += [f"peer-{c}" for c in cases if not c.startswith("onnx-")]
     bench.race(cases, args.bytes, copies=True)
-    rows = [bench.row(c, args.bytes) for c in cases]
     if args.double:
         twice = doubled(args.bytes)
         first = cases[0]
         generate(bench.folder(first, twice), "checkpoint", twice)
         for number in range(args.rounds):
+            bench.run(number, first, args.bytes, "beside")
             bench.run(number, first, twice)
-            bench.run(number + args.rounds, first, args.bytes)
-        rows.append(bench.row(first, twice))
-        small = [r for r in bench.runs if (r["case"], r["size"]) == (first, args.bytes)]
-        small = [r for r in small if r["way"] == "quantfold" and r["round"] >= args.rounds]
-        large = [r for r in bench.runs if (r["case"], r["size"]) == (first, twice)]
-        per_byte = [
-            (b["seconds"] / b["moved"]) / (a["seconds"] / a["moved"]) for a, b in zip(small, large)
-        ]
-        note(
-            f"seconds a byte at {twice} over those at {args.bytes}: {ratio_text(spread(per_byte))}"
-        )
-    head = ["case", "moved", "time", "speed", "of the copier's speed", "anonymous", "resident"]
-    print(table(head, rows))
+    result = {"about": about(args.work, args.rounds, 1.0), "runs": bench.runs}
+    print(llm_table(result))
+    print(llm_findings(result))
     if args.json:
-        save(args.json, {"about": about(args.work, args.rounds, 1.0), "runs": bench.runs})
+        save(args.json, result)
     if not args.keep:
         shutil.rmtree(args.work)
 

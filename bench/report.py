@@ -14,6 +14,7 @@ from pathlib import Path
 import peers
 from export_tables import export_table, findings, findings_table, inspect_table, rows
 from kernel_tables import kernels_table
+from llm_tables import llm_findings, llm_table
 
 INTRO = """\
 # Benchmarks
@@ -68,6 +69,21 @@ write raw bytes, with scales given (numpy-absmax and onnxruntime find their own)
 onnxruntime read and write ONNX models. None of the peers syncs its output.
 
 {table}
+"""
+
+LLM = """\
+## Large language models
+
+    python bench/llm_bench.py --json bench/results/llm.json [--double] [--peer PYTHON]
+
+A Llama-shaped checkpoint of bfloat16 (`datasets/make_llama.py`), and the same matrices as an ONNX model
+with one external file: `checkpoint --scheme`, and for `onnx-` cases `export --weight-only --emit deploy`.
+All durable, against the plain copier as above: more than 1 is faster than copying. {rounds}, commit
+{commit}, {date}.
+
+{table}
+
+{findings}
 """
 
 KERNELS = """\
@@ -131,6 +147,17 @@ def page(results: Path, chart: str, quick: bool) -> str:
         parts += [how(found["exports"]), exports(found["exports"])]
     if "peers" in found:
         parts.append(peers_section(found["peers"]))
+    for name in [n for n in found if n.startswith("llm")]:
+        about = found[name]["about"]
+        parts.append(
+            LLM.format(
+                rounds="1 round" if about["rounds"] == 1 else f"{about['rounds']} rounds",
+                commit=about["commit"],
+                date=about["date"],
+                table=llm_table(found[name]),
+                findings=llm_findings(found[name]),
+            )
+        )
     if "kernels" in found:
         parts.append(KERNELS.format(table=kernels_table(found["kernels"])))
     text = "\n".join(parts)

@@ -388,9 +388,12 @@ def commit(
 ) -> CommitReport:
     """Puts in place what exports with `shard` have written, once all parts are done: `save_path` as
     they had it, or, for parts of a checkpoint, its folder as `out`."""
-    if (save_path is None) == (out is None):
+    if save_path is not None and out is None:
+        path = _path(save_path)
+    elif out is not None and save_path is None:
+        path = _path(out) + b"/"
+    else:
         raise TypeError("commit takes either save_path or out, the folder of a checkpoint")
-    path = _path(save_path) if out is None else _path(out) + b"/"
     with ExitStack() as stack:
         findings = _Findings(stack)
         report = findings.open(stack, "qf_commit", "qf_report_free", path, not fsync)
