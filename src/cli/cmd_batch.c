@@ -106,8 +106,10 @@ static int choose(batch *b)
     int code = EXIT_DONE;
     bool *chosen = calloc(b->jobs.count, sizeof *chosen);
     b->chosen = calloc(b->jobs.count, sizeof(cli_job *));
-    if (!chosen || !b->chosen)
-        code = cli_out_of_memory();
+    if (!chosen || !b->chosen) {
+        free(chosen);
+        return cli_out_of_memory();
+    }
     for (size_t i = 0; code == EXIT_DONE && i < b->only.count; i++)
         code = mark_chosen(b, b->only.list[i], chosen);
     for (size_t i = 0; code == EXIT_DONE && i < b->jobs.count; i++) {

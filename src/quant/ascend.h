@@ -8,7 +8,7 @@
 #include "onnx.pb-c.h"
 
 /* 4, 8, 16; 0 for anything else. */
-int qf_dst_bits(const Onnx__AttributeProto *dst_type);
+int qf_dst_bits(const Onnx__AttributeProto *a);
 /* Integral and inside the range of dst_type; INT4 allows that of INT8, as the reference does. */
 bool qf_offset_fits(float offset, int bits);
 /* Whether a scale is finite and above zero. */
