@@ -145,7 +145,7 @@ def test_all_ways_write_the_same(quantfold, source, tmp_path):
     for isa in ISAS:
         if runs_here(quantfold, isa):
             assert export(quantfold, source, tmp_path / isa, isa=isa) == want, isa
-    assert export(quantfold, source, tmp_path / "little", "--memory-limit", "48M") == want
+    assert export(quantfold, source, tmp_path / "little", "--memory-limit", "64M") == want
 
 
 def test_a_source_that_is_not_cached(quantfold, source, tmp_path):
