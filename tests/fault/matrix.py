@@ -34,6 +34,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,12 +224,15 @@ class Bench:
             return None if code == DONE else f"exit {code}: {message}"
         return None if code in (DONE, SYSTEM_FAILED) else f"exit {code}: {message}"
 
-    def wrong_message(self, function: str, path: str, message: str) -> str | None:
-        """What is wrong with what was said; warnings do not count."""
+    def wrong_message(
+        self, function: str, path: str, message: str, also: Iterable[str] = ()
+    ) -> str | None:
+        """What is wrong with what was said; warnings do not count. `also` are other files that it may
+        be about."""
         message = "\n".join(line for line in message.splitlines() if "error: " in line)
         if function == "malloc" or (function == "mmap" and "memory" in message):
             return None if "memory" in message.lower() else f"no word of memory: {message!r}"
-        if names(message, path):
+        if any(names(message, p) for p in (path, *also)):
             return None
         return f"the message does not name {path}: {message!r}"
 
@@ -284,7 +288,9 @@ class Bench:
             return Outcome("unreached")
         wrong = self.wrong_code(way, done.returncode, message, n)
         if not wrong and done.returncode == SYSTEM_FAILED:
-            wrong = self.wrong_message(function, path, message)
+            # a fault that stays can meet the other threads as well
+            others = [str(self.out / name) for name in self.new] if sign else []
+            wrong = self.wrong_message(function, path, message, others)
         if not wrong and self.said and done.returncode == DONE:
             wrong = None if document(done.stdout) == self.said else "JSON of other content"
         wrong = wrong or self.wrong_files(done.returncode, way) or self.wrong_rerun()
