@@ -78,8 +78,12 @@ LLM = """\
 
 A Llama-shaped checkpoint of bfloat16 (`datasets/make_llama.py`), and the same matrices as an ONNX model
 with one external file: `checkpoint --scheme`, and for `onnx-` cases `export --weight-only --emit deploy`.
-All durable, against the plain copier as above: more than 1 is faster than copying. {rounds}, commit
-{commit}, {date}.
+All durable; the copier is the one above, and more than 1 is faster than copying. `peer-` is
+compressed-tensors on PyTorch (`bench/llm_peer.py`) as a whole process, which does not sync.
+"""
+
+LLM_RUN = """\
+{rounds}, commit {commit}, {date}:
 
 {table}
 
@@ -147,15 +151,17 @@ def page(results: Path, chart: str, quick: bool) -> str:
         parts += [how(found["exports"]), exports(found["exports"])]
     if "peers" in found:
         parts.append(peers_section(found["peers"]))
-    for name in [n for n in found if n.startswith("llm")]:
-        about = found[name]["about"]
+    models = [found[n] for n in found if n.startswith("llm")]
+    parts += [LLM] if models else []
+    for result in models:
+        about = result["about"]
         parts.append(
-            LLM.format(
+            LLM_RUN.format(
                 rounds="1 round" if about["rounds"] == 1 else f"{about['rounds']} rounds",
                 commit=about["commit"],
                 date=about["date"],
-                table=llm_table(found[name]),
-                findings=llm_findings(found[name]),
+                table=llm_table(result),
+                findings=llm_findings(result),
             )
         )
     if "kernels" in found:
