@@ -79,7 +79,7 @@ LLM = """\
 A Llama-shaped checkpoint of bfloat16 (`datasets/make_llama.py`), and the same matrices as an ONNX model
 with one external file: `checkpoint --scheme`, and for `onnx-` cases `export --weight-only --emit deploy`.
 All durable; the copier is the one above, and more than 1 is faster than copying. `peer-` is
-compressed-tensors on PyTorch (`bench/llm_peer.py`) as a whole process, which does not sync.
+compressed-tensors on PyTorch (`bench/llm_peer.py`) as a whole process, synced too.
 """
 
 LLM_RUN = """\
