@@ -57,6 +57,8 @@ cJSON *qf_json_object(const char *text, size_t length, const char **why)
 
 bool qf_json_repeats(const cJSON *object)
 {
+    if (!cJSON_IsObject(object)) /* entries of a list have no names */
+        return false;
     for (const cJSON *a = object->child; a; a = a->next) {
         for (const cJSON *b = a->next; b; b = b->next) {
             if (strcmp(a->string, b->string) == 0)
