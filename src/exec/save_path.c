@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where a save path leads to. */
+/* Where a save path leads to, and a single file that goes there. */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -88,4 +88,31 @@ uint64_t qf_free_space(const char *folder)
             snprintf(path, sizeof path, "%s", slash ? "/" : ".");
     }
     return (uint64_t)st.f_bavail * st.f_frsize;
+}
+
+qf_status qf_save_text(const char *path, const char *what, const char *text, size_t length,
+                       qf_error *err)
+{
+    char *folder, *name;
+    size_t index;
+    qf_stage stage;
+    qf_status status = qf_save_path_split(path, &folder, &name, err);
+    if (status != QF_OK)
+        return status;
+    if (!*name)
+        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
+                            "the %s needs a file name, not only a folder", what);
+    if (status == QF_OK)
+        status = qf_stage_open(folder, name, QF_STAGE_FRESH, &stage, err);
+    if (status == QF_OK) {
+        status = qf_stage_create(&stage, name, length, &index, err);
+        if (status == QF_OK)
+            status = qf_stage_write(&stage, index, 0, text, length, err);
+        if (status == QF_OK)
+            status = qf_stage_commit(&stage, err);
+        qf_stage_close(&stage);
+    }
+    free(folder);
+    free(name);
+    return status;
 }

@@ -126,6 +126,10 @@ void qf_staged_name(const char *name, char out[NAME_MAX + 1]);
  * ""),
  * "." and ".." name the folder itself by its real path. *folder and *prefix are malloc'ed. */
 qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix, qf_error *err);
+/* Writes one file at `path`, staged as any output is: whole or not at all. `what` names it in
+ * messages. */
+qf_status qf_save_text(const char *path, const char *what, const char *text, size_t length,
+                       qf_error *err);
 /* Bytes that can still be written to the file system of `folder` or of its nearest existing parent;
  * UINT64_MAX if that is not known. */
 uint64_t qf_free_space(const char *folder);

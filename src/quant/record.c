@@ -208,32 +208,14 @@ void qf_record_report(const qf_record *record, qf_diagnostics *list)
 
 qf_status qf_record_save(const qf_record *record, const char *path, qf_error *err)
 {
-    char *folder, *name, *text;
-    size_t length, index;
+    char *text;
+    size_t length;
     if (!record || !path)
         return qf_fail(err, QF_ERR_USAGE, "qf_record_save needs a record and a path");
-    qf_status status = qf_save_path_split(path, &folder, &name, err);
+    qf_status status = qf_record_format(record, &text, &length, err);
     if (status != QF_OK)
         return status;
-    qf_stage stage;
-    if (!*name)
-        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
-                            "the record needs a file name, not only a folder");
-    else
-        status = qf_record_format(record, &text, &length, err);
-    if (status == QF_OK) {
-        status = qf_stage_open(folder, name, QF_STAGE_FRESH, &stage, err);
-        if (status == QF_OK) {
-            status = qf_stage_create(&stage, name, length, &index, err);
-            if (status == QF_OK)
-                status = qf_stage_write(&stage, index, 0, text, length, err);
-            if (status == QF_OK)
-                status = qf_stage_commit(&stage, err);
-            qf_stage_close(&stage);
-        }
-        free(text);
-    }
-    free(folder);
-    free(name);
+    status = qf_save_text(path, "record", text, length, err);
+    free(text);
     return status;
 }

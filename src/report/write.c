@@ -209,33 +209,6 @@ qf_status qf_summary_json(const char *path, char **out, size_t *length, qf_error
     return make(path, make_json, NULL, out, length, NULL, err);
 }
 
-/* As an export does: under a temporary name beside it first. */
-static qf_status save(const char *path, const char *text, size_t length, qf_error *err)
-{
-    char *folder, *name;
-    size_t index;
-    qf_stage stage;
-    qf_status status = qf_save_path_split(path, &folder, &name, err);
-    if (status != QF_OK)
-        return status;
-    if (!*name)
-        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
-                            "the report needs a file name, not only a folder");
-    if (status == QF_OK)
-        status = qf_stage_open(folder, name, QF_STAGE_FRESH, &stage, err);
-    if (status == QF_OK) {
-        status = qf_stage_create(&stage, name, length, &index, err);
-        if (status == QF_OK)
-            status = qf_stage_write(&stage, index, 0, text, length, err);
-        if (status == QF_OK)
-            status = qf_stage_commit(&stage, err);
-        qf_stage_close(&stage);
-    }
-    free(folder);
-    free(name);
-    return status;
-}
-
 qf_status qf_summary_save(const char *path, const char *target, char **saved, qf_error *err)
 {
     char *to = NULL, *text = NULL;
@@ -243,7 +216,7 @@ qf_status qf_summary_save(const char *path, const char *target, char **saved, qf
     qf_status status = make(path, make_page, target, &text, &length, &to, err);
     if (status != QF_OK)
         return status;
-    status = save(to, text, length, err);
+    status = qf_save_text(to, "report", text, length, err);
     free(text);
     if (status != QF_OK || !saved) {
         free(to);
