@@ -374,36 +374,37 @@ qf_status qf_journal_void(const qf_stage *stage, const qf_hash *fingerprint, siz
     return each_journal(stage, void_one, &v, err);
 }
 
-qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uint32_t shard,
-                          uint32_t shard_count, size_t count, size_t weights, bool resume,
-                          qf_journal *out, qf_error *err)
+qf_status qf_journal_init(const qf_stage *stage, size_t count, size_t weights, qf_journal *out,
+                          qf_error *err)
 {
-    *out = (qf_journal){.count = count,
-                        .folder = stage->run_fd,
-                        .place = stage->partial,
-                        .shard = shard,
-                        .shard_count = shard_count,
-                        .fingerprint = *fingerprint};
-    make_name(shard, shard_count, out->name);
+    *out = (qf_journal){.count = count, .fd = -1, .folder = stage->run_fd, .place = stage->partial};
     out->results = qf_spill_alloc((count + 1) * sizeof *out->results);
     pthread_mutex_init(&out->lock, NULL);
-    out->fd = qf_open_at(stage->run_fd, out->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+    if (qf_stats_table_init(&out->stats, weights) && out->results)
+        return QF_OK;
+    qf_journal_close(out);
+    return qf_fail_memory(err);
+}
+
+qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uint32_t shard,
+                          uint32_t shard_count, bool resume, qf_journal *journal, qf_error *err)
+{
     qf_status status = QF_OK;
-    if (!qf_stats_table_init(&out->stats, weights) || !out->results)
-        status = qf_fail_memory(err);
-    else if (out->fd < 0)
-        status = fail_journal(out, errno, err);
-    else if (qf_stage_lock(out->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    journal->shard = shard;
+    journal->shard_count = shard_count;
+    journal->fingerprint = *fingerprint;
+    make_name(shard, shard_count, journal->name);
+    journal->fd =
+        qf_open_at(stage->run_fd, journal->name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+    if (journal->fd < 0)
+        status = fail_journal(journal, errno, err);
+    else if (qf_stage_lock(journal->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         status =
             qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = stage->partial},
                        "shard %u of %u is being written by another process", shard, shard_count);
     if (status == QF_OK && resume)
-        status = each_journal(stage, read_one, out, err);
-    if (status == QF_OK)
-        status = begin(out, resume, !stage->unsynced, err);
-    if (status != QF_OK)
-        qf_journal_close(out);
-    return status;
+        status = each_journal(stage, read_one, journal, err);
+    return status == QF_OK ? begin(journal, resume, !stage->unsynced, err) : status;
 }
 
 uint64_t qf_journal_measure(qf_journal *journal, size_t piece, const qf_stats *stats)
@@ -419,6 +420,8 @@ qf_status qf_journal_add(qf_journal *journal, const qf_result *result, qf_error 
     qf_result whole = *result;
     whole.known = 1;
     journal->results[result->piece] = whole;
+    if (journal->fd < 0)
+        return QF_OK;
     return write_entry(journal, whole.stats ? ENTRY_MEASURED : ENTRY_PIECE, &whole, err);
 }
 

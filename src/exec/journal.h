@@ -64,7 +64,7 @@ typedef struct qf_journal {
     qf_result *results; /* by piece, of this run and of those it takes up */
     size_t count;
     qf_stats_table stats;
-    int fd;
+    int fd;     /* -1: in memory alone */
     int folder; /* borrowed: `run` of the stage */
     uint32_t shard, shard_count;
     qf_hash fingerprint;
@@ -73,12 +73,14 @@ typedef struct qf_journal {
     pthread_mutex_t lock; /* of writing */
 } qf_journal;
 
-/* Opens the journal of a shard (0 of 1: of the whole), alone in doing so, for `count` pieces of the
- * output that `fingerprint` stands for, of which `weights` have statistics; with `resume`, reads
- * what the journals of earlier runs say of it. */
+/* A journal for `count` pieces, of which `weights` have statistics. It is in memory alone until it is
+ * opened: all that a run needs whose work nobody takes up. */
+qf_status qf_journal_init(const qf_stage *stage, size_t count, size_t weights, qf_journal *out,
+                          qf_error *err);
+/* Opens the file of a shard's journal (0 of 1: of the whole), alone in doing so, of the output that
+ * `fingerprint` stands for; with `resume`, reads what the journals of earlier runs say of it. */
 qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uint32_t shard,
-                          uint32_t shard_count, size_t count, size_t weights, bool resume,
-                          qf_journal *out, qf_error *err);
+                          uint32_t shard_count, bool resume, qf_journal *journal, qf_error *err);
 /* Keeps the statistics of a piece that is going to be noted; returns qf_result's `stats`. May be
  * called by several threads. */
 uint64_t qf_journal_measure(qf_journal *journal, size_t piece, const qf_stats *stats);

@@ -25,7 +25,8 @@
 typedef struct outcome {
     const qf_output *output;
     const qf_run_options *options;
-    bool sharded, journaled;
+    bool sharded;
+    bool kept; /* what is staged outlives a run that ends early */
     qf_part *pieces;
     size_t piece_count, weight_count;
     uint32_t *owners;
@@ -443,7 +444,7 @@ static qf_status prepare(outcome *o, qf_error *err)
     if (status == QF_OK && o->sharded)
         status = qf_share_files(out->layout, out->jobs, o->pieces, o->piece_count,
                                 options->shard_count, &o->owners, err);
-    if (status == QF_OK && o->journaled)
+    if (status == QF_OK && o->kept)
         status = qf_fingerprint(out, options->manifest || options->stats, options->stats,
                                 &o->fingerprint, err);
     if (status == QF_OK && (options->manifest || options->stats))
@@ -483,17 +484,18 @@ static qf_status run(outcome *o, qf_error *err)
         return status;
     o->staged = true;
     o->stage.unsynced = options->no_sync;
-    o->stage.keep = o->sharded || options->resume;
+    o->stage.keep = o->kept;
     status = find_whole(o, &whole, err);
     if (status != QF_OK || whole)
         return status;
     status = claim(o, err);
-    if (status == QF_OK && o->journaled) {
-        status = qf_journal_open(&o->stage, &o->fingerprint, options->shard,
-                                 o->sharded ? options->shard_count : 1, o->piece_count,
-                                 o->weight_count, o->stage.resumed, &o->journal, err);
+    if (status == QF_OK && (o->kept || o->manifest)) {
+        status = qf_journal_init(&o->stage, o->piece_count, o->weight_count, &o->journal, err);
         o->noted = status == QF_OK;
     }
+    if (status == QF_OK && o->kept)
+        status = qf_journal_open(&o->stage, &o->fingerprint, options->shard, shards_of(o),
+                                 o->stage.resumed, &o->journal, err);
     if (status == QF_OK)
         status = write_pieces(o, err);
     if (status != QF_OK)
@@ -509,7 +511,7 @@ qf_status qf_output_run(const qf_output *output, const qf_run_options *options, 
 {
     double start = qf_monotonic_seconds();
     outcome o = {.output = output, .options = options, .sharded = options->shard_count > 0};
-    o.journaled = o.sharded || options->resume || options->manifest || options->stats;
+    o.kept = o.sharded || options->resume;
     qf_status status = run(&o, err);
     o.totals.seconds = qf_monotonic_seconds() - start;
     if (o.noted)
