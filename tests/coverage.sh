@@ -27,7 +27,7 @@ done
 if [ "${1:-}" != --unit ]; then
   QUANTFOLD_BIN=$build/quantfold QUANTFOLD_LIBRARY=$PWD/$build/src/libquantfold.so \
     "$python" -m pytest tests --ignore tests/large --ignore tests/hpc --ignore tests/python/test_wheel.py \
-    -q -p no:cacheprovider || failed=1
+    -q -p no:cacheprovider -n "$(nproc)" || failed=1
 fi
 
 # NEON runs on another machine, or under emulation: tests/run.sh. What does not return is not counted as

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests/install-deps.sh tests
-step() { printf '\n== %s ==\n' "$*"; }
+step() { printf '\n== %s (%d s so far) ==\n' "$*" "$SECONDS"; }
 
 configure() { # configure FOLDER OPTION...
   local folder=$1
@@ -20,6 +20,8 @@ configure() { # configure FOLDER OPTION...
 }
 
 python=build/venv/bin/python
+pytest() { "$python" -m pytest -q -p no:cacheprovider "$@"; }
+all_cores=(-n "$(nproc)")
 export QUANTFOLD_GOLDEN=${QUANTFOLD_GOLDEN:-$PWD/../shared/golden}
 
 step "build with gcc, with benchmarks"
@@ -54,17 +56,17 @@ step "a program that uses the installed library alone"
 tests/install/run.sh build
 
 step "golden, conformance, fault and Python tests: release build"
-"$python" -m pytest tests --ignore tests/large --ignore tests/hpc -q -p no:cacheprovider
+pytest "${all_cores[@]}" tests --ignore tests/large --ignore tests/hpc
 
 step "ranks of MPI (the rest of tests/hpc has a suite of its own)"
 hpc=tests/hpc/test_hpc.py
-QUANTFOLD_BIN=build-clang/quantfold "$python" -m pytest "$hpc::test_ranks" "$hpc::test_killed_rank[3]" \
-  "$hpc::test_ranks_of_a_checkpoint" "$hpc::test_killed_rank_of_a_checkpoint[4]" -q -p no:cacheprovider
+QUANTFOLD_BIN=build-clang/quantfold pytest "$hpc::test_ranks" "$hpc::test_killed_rank[3]" \
+  "$hpc::test_ranks_of_a_checkpoint" "$hpc::test_killed_rank_of_a_checkpoint[4]"
 
 step "golden, conformance and fault tests: sanitizers"
 # the Python package loads the library, which a sanitizer does not allow
-QUANTFOLD_BIN=build-asan/quantfold "$python" -m pytest tests --ignore tests/large --ignore tests/hpc \
-  --ignore tests/python --ignore tests/report/test_browser.py -q -p no:cacheprovider
+QUANTFOLD_BIN=build-asan/quantfold pytest "${all_cores[@]}" tests --ignore tests/large \
+  --ignore tests/hpc --ignore tests/python --ignore tests/report/test_browser.py
 
 step "fuzzing: a minute for each target"
 tests/fuzz/run.sh 60
@@ -86,5 +88,5 @@ printf '#!/bin/sh\nexec qemu-aarch64 -L "%s" "%s" "$@"\n' \
   "$PWD/build/aarch64-sysroot" "$PWD/build-aarch64/quantfold" >"$emulated"
 chmod +x "$emulated"
 QUANTFOLD_BIN=$emulated QUANTFOLD_BIN_OTHER=build/quantfold \
-  "$python" -m pytest tests/golden tests/conformance/test_synthetic.py -k "not threads_and_repetition and not our_output_is_sound" \
-  -q -p no:cacheprovider
+  pytest "${all_cores[@]}" tests/golden tests/conformance/test_synthetic.py \
+  -k "not threads_and_repetition and not our_output_is_sound"

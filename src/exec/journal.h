@@ -73,8 +73,8 @@ typedef struct qf_journal {
     pthread_mutex_t lock; /* of writing */
 } qf_journal;
 
-/* A journal for `count` pieces, of which `weights` have statistics. It is in memory alone until it is
- * opened: all that a run needs whose work nobody takes up. */
+/* A journal for `count` pieces, of which `weights` have statistics. It is in memory alone until it
+ * is opened: all that a run needs whose work nobody takes up. */
 qf_status qf_journal_init(const qf_stage *stage, size_t count, size_t weights, qf_journal *out,
                           qf_error *err);
 /* Opens the file of a shard's journal (0 of 1: of the whole), alone in doing so, of the output that

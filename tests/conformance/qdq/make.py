@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 from torch.ao import quantization as ao
@@ -135,10 +136,21 @@ def brevitas(path: Path) -> None:
     )
 
 
+def without_traces(path: Path) -> None:
+    """The exporter notes the stack of every node, with where this file was."""
+    model = onnx.load(path)
+    for holder in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        del holder.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.save(model, path)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     data, out = (torch.randn(2, 3, 8, 8),), HERE / "pt2e_qat.onnx"
     torch.onnx.export(pt2e(), data, out, dynamo=True, external_data=False, opset_version=18)
+    without_traces(out)
     brevitas(HERE / "brevitas_int8_channel.onnx")
     save(trained(qconfig(True, False), False), "eager_qat_uint8_tensor", 13)
     save(trained(qconfig(False, True), False), "eager_qat_int8_channel", 17)
