@@ -15,4 +15,12 @@ qf_status qf_manifest_template(const qf_output *output, const qf_part *pieces, s
 qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t count,
                            const qf_stats *stats, qf_error *err);
 
+/* Adds the filled manifest to the files to be put in place. */
+qf_status qf_manifest_stage(qf_stage *stage, const char *name, cJSON *manifest,
+                            const qf_result *results, size_t count, const qf_stats_table *stats,
+                            qf_error *err);
+/* A manifest that an earlier run has left describes other output: it goes with the commit. A file
+ * of that name that is none stays. */
+qf_status qf_manifest_drop(qf_stage *stage, const char *name, qf_error *err);
+
 #endif

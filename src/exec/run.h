@@ -2,7 +2,7 @@
 /*
  * The executor: runs all jobs and copies of an export on all cores, in one sweep over the source
  * that goes along the output files. What is large is split into items, what is small is batched
- * into one (order.c); threads take items in that order.
+ * into one (items.c); threads take items in the order of the pieces (order.c).
  */
 #ifndef QF_EXEC_RUN_H
 #define QF_EXEC_RUN_H
