@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ TESTS = Path(__file__).resolve().parent
 REPO = TESTS.parent
 for folder in (TESTS, TESTS / "golden", TESTS / "conformance", REPO / "datasets"):
     sys.path.insert(0, str(folder))
+
+# a shell's background ignores it, and so would the programs that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from support import Pair, Quantfold, Verifying  # noqa: E402
 

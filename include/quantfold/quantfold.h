@@ -142,6 +142,9 @@ typedef struct qf_model_info {
     uint64_t graph_count;    /* 1 + subgraphs */
 } qf_model_info;
 QF_API qf_model_info qf_model_describe(const qf_model *model);
+/* Whether `path` names the .onnx or one of its external files, by whatever link. False if there is
+ * nothing of that name. What is read must not be written to while the model is open. */
+QF_API bool qf_model_has_file(const qf_model *model, const char *path);
 
 /* A node that could carry a record, as `quantfold inspect` lists them: Conv, ConvTranspose, Gemm,
  * MatMul, AveragePool, LSTM, GRU. */

@@ -56,7 +56,11 @@ static int commit(const arguments *a)
     if (a->json) {
         printed = print_json(report, &err);
     } else if (report && !a->quiet) {
-        printf("put %s in place\n", cli_bytes(qf_report_get(report).bytes_written, size));
+        uint64_t bytes = qf_report_get(report).bytes_written;
+        if (bytes)
+            printf("put %s in place\n", cli_bytes(bytes, size));
+        else /* of an export, whose files no plan lists */
+            printf("finished what an interrupted run had begun to put in place\n");
         printed = cli_flush() ? EXIT_DONE : EXIT_SYSTEM;
     }
     qf_report_free(report);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
+#include <sys/stat.h>
 
+#include "base/error.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 
@@ -85,6 +87,25 @@ static qf_status compute(const arguments *a, qf_model *model, qf_diagnostics *li
     return status;
 }
 
+static bool are_same(const char *a, const char *b)
+{
+    struct stat s, t;
+    return b && stat(a, &s) == 0 && stat(b, &t) == 0 && s.st_dev == t.st_dev &&
+           s.st_ino == t.st_ino;
+}
+
+/* Before anything is calculated: inputs are never written. */
+static qf_status check_output(const arguments *a, const qf_model *model, qf_error *err)
+{
+    bool input =
+        a->output && (qf_model_has_file(model, a->output) || are_same(a->output, a->config) ||
+                      are_same(a->output, a->activations));
+    return input ? qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = a->output},
+                              "the record would replace one of the files that it is made of; "
+                              "choose another --output")
+                 : QF_OK;
+}
+
 static qf_status make(const arguments *a, qf_diagnostics *list, qf_record **out)
 {
     qf_error err;
@@ -93,7 +114,10 @@ static qf_status make(const arguments *a, qf_diagnostics *list, qf_record **out)
     qf_status status = qf_model_open(a->model, &model, &err);
     if (status != QF_OK)
         return cli_note(list, status, &err, known);
-    if (a->from_qdq) {
+    status = check_output(a, model, &err);
+    if (status != QF_OK) {
+        cli_note(list, status, &err, known);
+    } else if (a->from_qdq) {
         status = qf_record_from_qdq(model, a->on_unsupported, list, out, &err);
         cli_note(list, status, &err, known);
     } else {

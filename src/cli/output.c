@@ -27,14 +27,31 @@ int cli_exit_code(qf_status status)
     return EXIT_SYSTEM;
 }
 
+/* Whether a control character of Unicode begins here: below U+0020, U+007F to U+009F, the latter
+ * also as the bytes that they are outside of UTF-8. `left`: how many bytes more the character
+ * before has. */
+static bool is_control(const unsigned char *p, int left)
+{
+    bool second = *p >= 0x80 && *p < 0xa0, behind = p[1] >= 0x80 && p[1] < 0xa0;
+    return *p < 0x20 || *p == 0x7f || (second && !left) || (*p == 0xc2 && behind);
+}
+
 void cli_put_text(FILE *out, const char *text)
 {
-    for (; *text; text++) {
-        unsigned char c = (unsigned char)*text;
-        if (c < 0x20 || c == 0x7f)
-            fprintf(out, "\\x%02x", c);
+    int left = 0;
+    bool escaped = false; /* the byte before began a control character of two */
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (escaped || is_control(p, left)) {
+            fprintf(out, "\\x%02x", *p);
+            escaped = !escaped && *p == 0xc2;
+            left = 0;
+            continue;
+        }
+        fputc(*p, out);
+        if ((*p & 0xc0) != 0x80)
+            left = *p >= 0xf0 ? 3 : *p >= 0xe0 ? 2 : *p >= 0xc2 ? 1 : 0;
         else
-            fputc(c, out);
+            left -= left > 0;
     }
 }
 

@@ -15,6 +15,10 @@ qf_status qf_manifest_template(const qf_output *output, const qf_part *pieces, s
 qf_status qf_manifest_fill(cJSON *manifest, const qf_result *results, size_t count,
                            const qf_stats *stats, qf_error *err);
 
+/* Refuses, with QF_ERR_INPUT, to put a manifest in the place of one whose models are there and are
+ * none of those that this run writes: they would be without theirs. */
+qf_status qf_manifest_check(const char *folder, const char *name, const qf_layout *layout,
+                            qf_error *err);
 /* Adds the filled manifest to the files to be put in place. */
 qf_status qf_manifest_stage(qf_stage *stage, const char *name, cJSON *manifest,
                             const qf_result *results, size_t count, const qf_stats_table *stats,

@@ -43,6 +43,80 @@ static bool starts_manifest(const char *text)
     return strncmp(text + strspn(text, " \t\r\n"), first, sizeof first - 1) == 0;
 }
 
+enum { MANIFEST_MOST = 1 << 28 }; /* bytes of one that is looked into */
+
+static bool writes(const qf_layout *layout, const char *name)
+{
+    for (size_t i = 0; i < layout->file_count; i++) {
+        if (strcmp(layout->files[i].name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* A model that the manifest names, that is there, and that this run leaves as it is, malloc'ed;
+ * NULL if there is none, or if the run writes one of the models. */
+static qf_status find_left(const cJSON *manifest, const char *folder, const qf_layout *layout,
+                           char **left, qf_error *err)
+{
+    const cJSON *file;
+    *left = NULL;
+    cJSON_ArrayForEach(file, cJSON_GetObjectItemCaseSensitive(manifest, "files"))
+    {
+        const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(file, "name"));
+        if (!name || !qf_ends_with(name, ".onnx") || !qf_name_is_safe(name))
+            continue;
+        if (writes(layout, name)) {
+            free(*left);
+            *left = NULL;
+            return QF_OK;
+        }
+        if (*left)
+            continue;
+        *left = qf_stage_path(folder, name);
+        if (!*left)
+            return qf_fail_memory(err);
+        if (access(*left, F_OK) != 0) {
+            free(*left);
+            *left = NULL;
+        }
+    }
+    return QF_OK;
+}
+
+qf_status qf_manifest_check(const char *folder, const char *name, const qf_layout *layout,
+                            qf_error *err)
+{
+    char *path = qf_stage_path(folder, name), *text = NULL, *left = NULL;
+    size_t length;
+    bool exhausted = false;
+    struct stat st;
+    if (!path)
+        return qf_fail_memory(err);
+    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size > MANIFEST_MOST) {
+        free(path);
+        return QF_OK; /* what cannot be a manifest is dealt with when this run's takes its place */
+    }
+    qf_status status =
+        qf_file_read_text(path, "manifest", MANIFEST_MOST, &text, &length, NULL, err);
+    cJSON *manifest = status == QF_OK && starts_manifest(text)
+                          ? qf_json_parse(text, length, NULL, false, &exhausted)
+                          : NULL;
+    if (status == QF_OK)
+        status = exhausted ? qf_fail_memory(err) : find_left(manifest, folder, layout, &left, err);
+    if (status == QF_OK && left)
+        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
+                            "this manifest is of '%s', which this run leaves as it is and would "
+                            "leave without one; write all models at once, choose another save "
+                            "path, or do without a manifest",
+                            left);
+    cJSON_Delete(manifest);
+    qf_spill_free(text);
+    free(left);
+    free(path);
+    return status;
+}
+
 /* Whether `text` has a name as JSON writes it. */
 static bool has_name(const char *text, const char *name, bool *exhausted)
 {
@@ -60,13 +134,13 @@ static bool has_name(const char *text, const char *name, bool *exhausted)
  * be put beside what a manifest describes. */
 static qf_status is_replaced(const qf_stage *stage, const char *name, bool *replaced, qf_error *err)
 {
-    enum { MOST = 1 << 28 };
     char *path = qf_stage_path(stage->folder, name), *text;
     size_t length;
     bool models = false, exhausted = false;
     if (!path)
         return qf_fail_memory(err);
-    qf_status status = qf_file_read_text(path, "manifest", MOST, &text, &length, NULL, err);
+    qf_status status =
+        qf_file_read_text(path, "manifest", MANIFEST_MOST, &text, &length, NULL, err);
     free(path);
     if (status != QF_OK) { /* too large to be looked into: it goes */
         *replaced = status == QF_ERR_INPUT;

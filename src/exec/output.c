@@ -118,6 +118,8 @@ static qf_status prepare(qf_outcome *o, qf_error *err)
         status = qf_fingerprint(out, options->manifest || options->stats, options->stats,
                                 &o->fingerprint, err);
     if (status == QF_OK && (options->manifest || options->stats))
+        status = qf_manifest_check(out->folder, out->manifest_name, out->layout, err);
+    if (status == QF_OK && (options->manifest || options->stats))
         status = qf_manifest_template(out, o->pieces, o->piece_count, &o->manifest, err);
     for (size_t i = 0; status == QF_OK && options->stats && i < o->piece_count; i++)
         o->weight_count +=

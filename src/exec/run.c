@@ -130,6 +130,16 @@ static void release(qf_running *r)
     omp_destroy_lock(&r->lock);
 }
 
+static qf_status fail_cancelled(const qf_stage *stage, qf_error *err)
+{
+    return qf_fail_at(err, QF_ERR_CANCELLED, (qf_where){.file = stage->folder},
+                      stage->keep
+                          ? "interrupted; earlier output is as it was, and --resume goes on "
+                            "from what is done"
+                          : "interrupted; earlier output is as it was, and nothing of this "
+                            "run is left");
+}
+
 qf_status qf_work_run(const qf_work *work, const qf_stage *stage, uint64_t *kept, qf_error *err)
 {
     qf_running r = {.work = work,
@@ -142,16 +152,16 @@ qf_status qf_work_run(const qf_work *work, const qf_stage *stage, uint64_t *kept
     omp_init_lock(&r.lock);
     qf_status status = prepare(&r);
     if (status == QF_OK && work->progress && !work->progress(0, r.total, "", work->progress_user))
-        status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
+        status = fail_cancelled(stage, err);
     if (status == QF_OK) {
         sweep(&r);
         status = r.status;
         if (status == QF_OK && atomic_load(&r.cancelled))
-            status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
+            status = fail_cancelled(stage, err);
     }
     if (status == QF_OK && work->progress &&
         !work->progress(r.total, r.total, "", work->progress_user))
-        status = qf_fail(err, QF_ERR_CANCELLED, "cancelled");
+        status = fail_cancelled(stage, err);
     if (kept)
         *kept = atomic_load(&r.kept);
     release(&r);

@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "exec/stage.h"
 
 /* The reference splits the real path, so a link at the end of the save path is followed, whether or
@@ -71,6 +73,17 @@ qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix
     return QF_OK;
 }
 
+size_t qf_model_stem(const char *name)
+{
+    static const char *const ends[] = {"_deploy_model.onnx", "_fake_quant_model.onnx",
+                                       "_runnable_model.onnx"};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (qf_ends_with(name, ends[i]))
+            return strlen(name) - strlen(ends[i]);
+    }
+    return 0;
+}
+
 uint64_t qf_free_space(const char *folder)
 {
     char path[PATH_MAX];
@@ -90,13 +103,30 @@ uint64_t qf_free_space(const char *folder)
     return (uint64_t)st.f_bavail * st.f_frsize;
 }
 
+/* A device or a pipe would give way to a file. */
+static qf_status refuse_no_file(const char *path, const char *what, qf_error *err)
+{
+    struct stat st;
+    if (stat(path, &st) != 0)
+        return qf_is_absent(errno) ? QF_OK
+                                   : qf_fail_errno(err, path, errno, "cannot examine the target");
+    if (S_ISREG(st.st_mode))
+        return QF_OK;
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
+                      "the %s cannot be written there: %s has its name; choose another one, or "
+                      "standard output",
+                      what, S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
+}
+
 qf_status qf_save_text(const char *path, const char *what, const char *text, size_t length,
                        qf_error *err)
 {
     char *folder, *name;
     size_t index;
     qf_stage stage;
-    qf_status status = qf_save_path_split(path, &folder, &name, err);
+    qf_status status = refuse_no_file(path, what, err);
+    if (status == QF_OK)
+        status = qf_save_path_split(path, &folder, &name, err);
     if (status != QF_OK)
         return status;
     if (!*name)

@@ -126,6 +126,9 @@ void qf_staged_name(const char *name, char out[NAME_MAX + 1]);
  * ""),
  * "." and ".." name the folder itself by its real path. *folder and *prefix are malloc'ed. */
 qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix, qf_error *err);
+/* Bytes before the ending of the name of an output's model; 0 if it is none's, or has nothing
+ * before. */
+size_t qf_model_stem(const char *name);
 /* Writes one file at `path`, staged as any output is: whole or not at all. `what` names it in
  * messages. */
 qf_status qf_save_text(const char *path, const char *what, const char *text, size_t length,

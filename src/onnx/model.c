@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/spill.h"
 #include "onnx/external.h"
@@ -248,6 +249,18 @@ qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
     }
     *out = model;
     return QF_OK;
+}
+
+bool qf_model_has_file(const qf_model *model, const char *path)
+{
+    struct stat st;
+    if (!model || !path || stat(path, &st) != 0)
+        return false;
+    for (size_t i = 0; i < model->file_count; i++) {
+        if (model->files[i].device == st.st_dev && model->files[i].inode == st.st_ino)
+            return true;
+    }
+    return false;
 }
 
 void qf_model_close(qf_model *model)

@@ -33,8 +33,9 @@ qf_status qf_plan_find_deploy(qf_plan *plan, qf_error *err)
         status = qf_model_has_node(model, qf_is_dequantize, &dequantizes, err);
     plan->from_deploy = !quantizes;
     if (status == QF_OK && !quantizes && !dequantizes)
-        qf_diag_add(plan->diag, QF_WARNING, (qf_where){.file = model->files[0].path},
-                    "nothing in this model is quantized, so the runnable model is the same; if it "
-                    "is no deploy model, a record is needed (--record)");
+        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = model->files[0].path},
+                            "nothing in this model is quantized, so there is nothing to make "
+                            "runnable; give a deploy model, or a trained one with its record "
+                            "(--record)");
     return status;
 }

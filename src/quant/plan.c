@@ -286,6 +286,10 @@ static qf_status check_deploy(qf_plan *plan, qf_error *err)
         return qf_fail_at(err, QF_ERR_USAGE, (qf_where){.file = plan->model->files[0].path},
                           "this is a deploy model, which is quantized already; make it runnable "
                           "without --record and --weight-only");
+    if (plan->options.stats)
+        return qf_fail_at(err, QF_ERR_USAGE, (qf_where){.file = plan->model->files[0].path},
+                          "statistics are taken while weights are quantized, and those of a deploy "
+                          "model are; do without --stats");
     plan->options.source = QF_SOURCE_FLOAT; /* a Q or DQ that is left in it stays */
     return empty_record(plan, err);
 }

@@ -320,8 +320,8 @@ static qf_status look_for(const char *path, bool *found, qf_error *err)
     return QF_OK;
 }
 
-/* The manifest of a save path, in *place; where there is none, *found is false and *place is where
- * it would be: a folder with a config.json is a checkpoint. */
+/* The manifest of a save path or of a model there, in *place; where there is none, *found is false
+ * and *place is where it would be: a folder with a config.json is a checkpoint. */
 static qf_status find(qf_arena *arena, const char *path, const char **place, bool *found,
                       qf_error *err)
 {
@@ -329,7 +329,11 @@ static qf_status find(qf_arena *arena, const char *path, const char **place, boo
     *place = path;
     if (qf_ends_with(path, ".json"))
         return look_for(path, found, err);
-    qf_status status = qf_save_path_split(path, &folder, &prefix, err);
+    size_t stem = qf_model_stem(path);
+    const char *save_path = stem ? qf_arena_strndup(arena, path, stem) : path;
+    if (!save_path)
+        return qf_fail_memory(err);
+    qf_status status = qf_save_path_split(save_path, &folder, &prefix, err);
     if (status != QF_OK)
         return status;
     const char *slash = qf_ends_with(folder, "/") ? "" : "/", *below = *prefix ? "/" : "";
@@ -367,7 +371,10 @@ static qf_status parse(qf_summary *s, const char *place, qf_error *err)
     qf_spill_free(text);
     if (exhausted)
         return qf_fail_memory(err);
-    if (!s->manifest || !array_of(s->manifest, "files"))
+    if (!s->manifest)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = place},
+                          "no JSON; the manifest is damaged, export once more");
+    if (!array_of(s->manifest, "files"))
         return qf_fail_at(
             err, QF_ERR_INPUT, (qf_where){.file = place},
             "this is no manifest of quantfold; 'quantfold export --stats' writes one");
@@ -383,8 +390,8 @@ static qf_status open_manifest(qf_summary *s, const char *path, char **place, qf
         return status;
     if (!found)
         return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = at},
-                          "there is no manifest; export once more with --stats (to the same "
-                          "--save-path or --out), which writes one");
+                          "there is no manifest; give the --save-path or --out of an export that "
+                          "had --stats, such as 'out/x/m'");
     *place = strdup(at);
     status = *place ? parse(s, at, err) : qf_fail_memory(err);
     if (status != QF_OK) {

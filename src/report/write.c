@@ -105,62 +105,39 @@ static char *default_target(const char *place)
     return target;
 }
 
-/* The first of `files`, in the manifest's folder, that `target` is; NULL: none of them. */
-static const char *find_same(int folder, const qf_report_file *files, size_t count,
-                             const struct stat *target)
+/* A page takes the place of an earlier page, or of an empty file, and of nothing else: what has its
+ * name may be a model, its source, a record. */
+static qf_status check_target(const char *target, qf_error *err)
 {
+    static const char first[] = "<!DOCTYPE html>";
+    char text[sizeof first] = "";
     struct stat st;
-    for (size_t i = 0; i < count; i++) {
-        if (*files[i].name && fstatat(folder, files[i].name, &st, 0) == 0 &&
-            st.st_dev == target->st_dev && st.st_ino == target->st_ino)
-            return files[i].name;
-    }
-    return NULL;
-}
-
-/* A page in the place of the manifest, of a model or of its source would be the end of it. */
-static qf_status check_target(const qf_summary *s, const char *place, const char *target,
-                              qf_error *err)
-{
-    char *folder, *name;
-    struct stat st, manifest;
     if (stat(target, &st) != 0)
         return qf_is_absent(errno) ? QF_OK
                                    : qf_fail_errno(err, target, errno, "cannot examine the target");
-    if (stat(place, &manifest) != 0)
-        return qf_fail_errno(err, place, errno, "cannot examine the manifest");
-    if (st.st_dev == manifest.st_dev && st.st_ino == manifest.st_ino)
-        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = target},
-                          "the report would replace the manifest that it is made of; choose "
-                          "another name");
-    qf_status status = qf_save_path_split(place, &folder, &name, err);
-    if (status != QF_OK)
-        return status;
-    int fd = qf_open_at(AT_FDCWD, folder, O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-    if (fd < 0)
-        status = qf_fail_errno(err, folder, errno, "cannot open the manifest's folder");
-    free(folder);
-    free(name);
-    if (status != QF_OK)
-        return status;
-    const char *same = find_same(fd, s->outputs, s->output_count, &st);
-    same = same ? same : find_same(fd, s->inputs, s->input_count, &st);
-    qf_close(fd);
-    return same ? qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = target},
-                             "the report would replace '%s', which the manifest names; choose "
-                             "another name",
-                             same)
-                : QF_OK;
+    if (!S_ISREG(st.st_mode) || !st.st_size) /* what is no file is refused when it is written */
+        return QF_OK;
+    int fd = qf_open_at(AT_FDCWD, target, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
+    ssize_t got = fd < 0 ? -1 : qf_read_all_at(fd, text, sizeof first - 1, 0);
+    int e = errno;
+    if (fd >= 0)
+        qf_close(fd);
+    if (got < 0)
+        return qf_fail_errno(err, target, e, "cannot examine the target");
+    if (strcmp(text, first) == 0)
+        return QF_OK;
+    return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = target},
+                      "the report would replace this file, which is no HTML page; choose another "
+                      "name, or remove the file");
 }
 
 /* Where the report goes, malloc'ed: `target`, or beside the manifest. */
-static qf_status choose_target(const qf_summary *s, const char *place, const char *target,
-                               char **to, qf_error *err)
+static qf_status choose_target(const char *place, const char *target, char **to, qf_error *err)
 {
     char *chosen = target ? strdup(target) : default_target(place);
     if (!chosen)
         return qf_fail_memory(err);
-    qf_status status = check_target(s, place, chosen, err);
+    qf_status status = check_target(chosen, err);
     if (status == QF_OK)
         *to = chosen;
     else
@@ -184,7 +161,7 @@ static qf_status make(const char *path, maker how, const char *target, char **ou
     if (status == QF_OK) {
         status = how(s, &text, &n) ? QF_OK : qf_fail_memory(err);
         if (status == QF_OK && to)
-            status = choose_target(s, place, target, to, err);
+            status = choose_target(place, target, to, err);
         qf_summary_close(s);
         free(place);
     }

@@ -113,18 +113,6 @@ qf_status qf_place_find(const char *given, qf_place *out, qf_error *err)
     return name_models(out, other, err);
 }
 
-/* Bytes before the ending of a model's name; 0 if it is none's, or has nothing before. */
-static size_t stem_of(const char *name)
-{
-    static const char *const ends[] = {"_deploy_model.onnx", "_fake_quant_model.onnx",
-                                       "_runnable_model.onnx"};
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-        if (qf_ends_with(name, ends[i]))
-            return strlen(name) - strlen(ends[i]);
-    }
-    return 0;
-}
-
 qf_status qf_place_suggest(qf_place *p, const char **save_path, qf_error *err)
 {
     const char *best = NULL;
@@ -133,7 +121,7 @@ qf_status qf_place_suggest(qf_place *p, const char **save_path, qf_error *err)
     if (!dir)
         return QF_OK; /* there is nothing to suggest */
     for (const struct dirent *e; (e = readdir(dir));) {
-        size_t n = stem_of(e->d_name);
+        size_t n = qf_model_stem(e->d_name);
         char *stem = n ? qf_arena_strndup(&p->arena, e->d_name, n) : NULL;
         if (n && !stem) {
             closedir(dir);

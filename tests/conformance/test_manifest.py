@@ -309,7 +309,7 @@ def test_a_run_without_one_takes_the_old_one_away(quantfold, tmp_path, shards):
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_runnable_model_is_put_beside_what_a_manifest_describes(quantfold, tmp_path, verify):
-    """It takes away only the manifest of an earlier runnable model."""
+    """It takes away only the manifest of an earlier runnable model, and takes the place of none."""
     spec, source, out = make_large.Spec(size=64), tmp_path / "in", tmp_path / "o"
     make_large.write(source, spec)
     args = (source / "model.onnx", source / "record.txt", out / "m")
@@ -321,9 +321,25 @@ def test_a_runnable_model_is_put_beside_what_a_manifest_describes(quantfold, tmp
         quantfold.export(*args, "--emit", "runnable")
     assert (out / "m_runnable_model.onnx").exists()
     assert (out / "m.manifest.json").read_bytes() == before
+    for option in ("--manifest", "--stats"):
+        run = quantfold("export", "--model", args[0], "--record", args[1], "--save-path", args[2],
+                        "--emit", "runnable", option, "--no-fsync")  # fmt: skip
+        assert run.code == 1 and "m.manifest.json" in run.err and "m_deploy_model" in run.err
+    assert (out / "m.manifest.json").read_bytes() == before
+    for gone in out.glob("m_*"):
+        gone.unlink()
     quantfold.export(*args, "--emit", "runnable", "--manifest")
     quantfold.export(*args, "--emit", "runnable")
     assert not (out / "m.manifest.json").exists()
+
+
+def test_a_deploy_model_has_no_statistics(quantfold, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "o"
+    make_large.write(source, make_large.Spec(size=64))
+    quantfold.export(source / "model.onnx", source / "record.txt", out / "m")
+    run = quantfold("export", "--model", out / "m_deploy_model.onnx", "--emit", "runnable",
+                    "--save-path", out / "r", "--stats")  # fmt: skip
+    assert run.code == 2 and "--stats" in run.err and not list(out.glob("r*"))
 
 
 def test_without_the_option_there_is_none(quantfold, tmp_path):

@@ -181,6 +181,33 @@ def test_output_that_cannot_be(quantfold, tmp_path):
     assert (tmp_path / "r.txt").read_text() == "before"
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "w.bin", "c.json", "a.json", "link"])
+def test_output_in_place_of_an_input(quantfold, tmp_path, name):
+    """It would be the end of a model."""
+    args = write(tmp_path, net_of_one(), {"g": {}}, {"g": RANGE})
+    model = onnx.load(tmp_path / "m.onnx")
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin",
+              size_threshold=0)  # fmt: skip
+    (tmp_path / "link").symlink_to("m.onnx")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert len(before) == 5
+    result = quantfold(*args, "--output", tmp_path / name)
+    assert result.code == 1 and name in result.err and "--output" in result.err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert quantfold(*args, "--output", tmp_path / "r.txt").code == 0
+
+
+@pytest.mark.parametrize("through", ["p", "link"])
+def test_output_to_a_pipe(quantfold, tmp_path, through):
+    """A pipe stays one."""
+    args = write(tmp_path, net_of_one(), {"g": {}}, {"g": RANGE})
+    os.mkfifo(tmp_path / "p")
+    (tmp_path / "link").symlink_to("p")
+    result = quantfold(*args, "--output", tmp_path / through)
+    assert result.code == 1 and "pipe" in result.err
+    assert (tmp_path / "p").is_fifo() and (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.parametrize(
     "args",
     [[], ["--model", "m"], ["--model", "m", "--config", "c", "--from-qdq"], ["--config", "c"]],

@@ -202,13 +202,13 @@ def test_weights_alone_beside_quantized_layers(quantfold, tmp_path):
     agree(quantfold, tmp_path, {"x": np.ones((2, 64), np.float32)})
 
 
-def test_a_float_model_is_the_same_with_a_warning(quantfold, tmp_path):
+def test_a_float_model_is_refused(quantfold, tmp_path):
     node = helper.make_node("Relu", ["x"], ["y"])
     onnx.save(model([node], [value("x", [2])], [value("y", [2])], []), tmp_path / "m.onnx")
     args = ["--model", tmp_path / "m.onnx", "--emit", "runnable", "--save-path", tmp_path / "o"]
     result = quantfold("export", *args)
-    assert result.code == 0 and "nothing in this model is quantized" in result.err
-    assert run_model(tmp_path / "o_runnable_model.onnx", {"x": np.ones(2, np.float32)})
+    assert result.code == 1 and "nothing in this model is quantized" in result.err
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_two_layers_share_a_weight(quantfold, tmp_path):

@@ -29,6 +29,7 @@ STRUCTS = {
 }
 # what Python has a way of its own for
 NOT_BOUND = {
+    "qf_model_has_file",
     "qf_status_name",
     "qf_record_parse",
     "qf_record_count",

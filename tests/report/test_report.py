@@ -294,7 +294,8 @@ BROKEN = {
 def test_not_a_manifest(quantfold, tmp_path, name):
     (tmp_path / "m.manifest.json").write_text(BROKEN[name])
     run = quantfold("report", tmp_path / "m")
-    assert run.code == 1 and "no manifest of quantfold" in run.err
+    text = name in ("no JSON", "empty", "deep")
+    assert run.code == 1 and ("damaged" if text else "no manifest of quantfold") in run.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.manifest.json"]
 
 
@@ -414,13 +415,12 @@ def test_target_that_cannot_be_written(quantfold, digits, tmp_path):
 
 
 def test_target_that_is_an_input(quantfold, tmp_path):
-    """A page never takes the place of what it is made of, by whatever name that is called."""
-    source = tmp_path / "model.onnx"
+    """A page never takes the place of anything but a page, by whatever name that is called."""
+    source, record, prefix = tmp_path / "model.onnx", tmp_path / "record.txt", tmp_path / "m"
     source.write_bytes((DIGITS / "model.onnx").read_bytes())
-    prefix = tmp_path / "m"
-    quantfold.export(
-        source, DIGITS / "record.txt", prefix, "--no-fsync", "--stats", "--external", "always"
-    )
+    record.write_bytes((DIGITS / "record.txt").read_bytes())
+    quantfold.export(source, record, prefix, "--no-fsync", "--stats", "--external", "always")
+    (tmp_path / "short").write_text("<!DOC")
     (tmp_path / "alias").symlink_to(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     assert any(name.endswith(".external") for name in before) and len(before) > 4
@@ -430,8 +430,34 @@ def test_target_that_is_an_input(quantfold, tmp_path):
             assert run.code == 1 and str(target) in run.err and "would replace" in run.err, name
     assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     other = tmp_path / "other.html"
-    for _ in range(2):  # a page takes the place of an older one
+    other.touch()
+    for _ in range(2):  # a page takes the place of an empty file, and of an older one
         assert quantfold("report", prefix, "-o", other).code == 0
+        assert other.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("through", ["p", "link"])
+def test_target_that_is_a_pipe(quantfold, tmp_path, through):
+    prefix = export(quantfold, DIGITS / "model.onnx", DIGITS / "record.txt", tmp_path / "m")
+    os.mkfifo(tmp_path / "p")
+    (tmp_path / "link").symlink_to("p")
+    run = quantfold("report", prefix, "-o", tmp_path / through)
+    assert run.code == 1 and "pipe" in run.err
+    assert (tmp_path / "p").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+def test_where_the_manifest_is_looked_for(quantfold, tmp_path):
+    """A model stands for its save path; where there is none, the message says what to give."""
+    prefix = export(quantfold, DIGITS / "model.onnx", DIGITS / "record.txt", tmp_path / "m")
+    for model in ("deploy", "fake_quant"):
+        run = quantfold("report", f"{prefix}_{model}_model.onnx", "--json")
+        assert run.code == 0 and json.loads(run.out) == data(quantfold, prefix)
+    run = quantfold("report", tmp_path / "no" / "m")
+    assert run.code == 1 and "no/m.manifest.json" in run.err and "--save-path" in run.err
+    cut = tmp_path / "cut.manifest.json"
+    cut.write_bytes(Path(f"{prefix}.manifest.json").read_bytes()[:500])
+    run = quantfold("report", cut)
+    assert run.code == 1 and "damaged" in run.err
 
 
 def test_checkpoint(quantfold, tmp_path):
