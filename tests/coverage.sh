@@ -25,16 +25,10 @@ for isa in "${isas[@]}"; do
   QUANTFOLD_ISA=$isa meson test -C "$build" --no-rebuild --quiet --print-errorlogs || failed=1
 done
 if [ "${1:-}" != --unit ]; then
-  # no fault matrix: the counters' own code dies when an allocation of its fails
   QUANTFOLD_BIN=$build/quantfold QUANTFOLD_LIBRARY=$PWD/$build/src/libquantfold.so \
     "$python" -m pytest tests --ignore tests/large --ignore tests/hpc --ignore tests/python/test_wheel.py \
-    --ignore tests/fault/test_matrix.py -q -p no:cacheprovider -n "$(nproc)" || failed=1
+    -q -p no:cacheprovider -n "$(nproc)" || failed=1
 fi
 
-# NEON runs on another machine, or under emulation: tests/run.sh. What does not return is not counted as
-# a branch; nor are branches that only a failing system takes, in system headers.
-"$python" -m gcovr --root . --object-directory "$build" --filter src/ --filter kernels/ \
-  --exclude '.*_neon\.[ch]' --gcov-ignore-parse-errors=negative_hits.warn --exclude-throw-branches \
-  --json-summary "$build/coverage.json" --html-details "$build/coverage.html" "$build" >/dev/null
-"$python" tests/analysis/coverage.py "$build/coverage.json" 90 || failed=1
+tests/analysis/coverage.sh "$build" || failed=1
 exit $failed

@@ -288,8 +288,8 @@ class Bench:
             return Outcome("unreached")
         wrong = self.wrong_code(way, done.returncode, message, n)
         if not wrong and done.returncode == SYSTEM_FAILED:
-            # a fault that stays can meet the other threads as well
-            others = [str(self.out / name) for name in self.new] if sign else []
+            # a fault that stays can meet other threads, and tidying up, as well
+            others = [str(self.out)] if sign else []
             wrong = self.wrong_message(function, path, message, others)
         if not wrong and self.said and done.returncode == DONE:
             wrong = None if document(done.stdout) == self.said else "JSON of other content"

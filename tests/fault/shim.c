@@ -19,8 +19,9 @@
  *
  * Calls that the C library makes inside itself cannot be seen, so fopen() counts as a call of its
  * own, as does opendir(). Not counted are allocations by the dynamic linker, which come before main
- * or with new threads, and by libgomp: it ends the process itself when one fails, and nobody above
- * it can do anything about that. All counters are atomic; what is N-th among threads is up to them.
+ * or with new threads, by libgomp: it ends the process itself when one fails, and nobody above
+ * it can do anything about that, and behind exit(), where counters of coverage are written. All
+ * counters are atomic; what is N-th among threads is up to them.
  */
 #include <dirent.h>
 #include <dlfcn.h>
@@ -87,8 +88,10 @@ static const struct {
   signals[] = {{"SIGKILL", SIGKILL}, {"SIGTERM", SIGTERM}, {"SIGINT", SIGINT}};
 
 static struct {
-    bool ready, every; /* every: from the N-th on */
-    int function;      /* FUNCTIONS: any */
+    bool ready, leaving;
+    _Atomic bool entered;
+    bool every;   /* from the N-th on */
+    int function; /* FUNCTIONS: any */
     unsigned long at;
     int error, before, after; /* an errno; signals */
     bool half, change;
@@ -166,6 +169,11 @@ static void read_fault(const char *text)
     if (shim.function == FUNCTIONS && strcmp(function, "any") != 0)
         stop(text);
     read_action(action);
+}
+
+static void leave(void)
+{
+    shim.leaving = true;
 }
 
 __attribute__((constructor)) static void start(void)
@@ -267,7 +275,7 @@ static fate decide(enum function f, int folder, const char *path)
 {
     char name[2 * PATH_MAX] = "";
     int saved = errno;
-    if (!shim.ready)
+    if (!shim.ready || (f == F_MALLOC && shim.leaving))
         return (fate){0};
     if (f != F_MALLOC) {
         name_of(folder, path, name);
@@ -569,6 +577,9 @@ static bool fails_for(const void *caller)
         if ((uintptr_t)caller >= shim.skip[i][0] && (uintptr_t)caller < shim.skip[i][1])
             return false;
     }
+    /* not before: what libraries register as they are loaded is called behind their destructors */
+    if (shim.ready && !atomic_exchange(&shim.entered, true))
+        atexit(leave);
     return decide(F_MALLOC, -1, NULL).fails;
 }
 
