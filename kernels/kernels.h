@@ -51,6 +51,8 @@ typedef struct qf_error_sums {
     double noise;  /* of (x[i] - q[i] * scale)^2 */
     float max_error;
     uint64_t clipped; /* elements more than 0.51 scale off: beyond the range of the integers */
+    bool with_ends; /* set by who wants `measure` to count `ends` too: integers that are lo or hi */
+    uint64_t ends;
 } qf_error_sums;
 
 typedef void (*qf_errors_fn)(const void *x, const int8_t *q, size_t n, float scale,
@@ -89,8 +91,8 @@ typedef struct qf_kernels {
     qf_errors_fn errors_f32, errors_f16, errors_bf16;
     qf_errors_columns_fn errors_columns_f32, errors_columns_f16, errors_columns_bf16;
     /* Quantizes as quantize does, scale of element i being scales[i * step] (step is 0 or 1), and
-     * adds what was lost to *sums as errors does, from one read. out.q is wanted. If it returns
-     * false, the sums are unspecified. */
+     * adds what was lost to *sums as errors does, and the ends if wanted, from one read. out.q is
+     * wanted. If it returns false, the sums are unspecified. */
     bool (*measure)(const void *x, qf_element type, size_t n, const float *scales, size_t step,
                     int lo, int hi, qf_quantized out, qf_error_sums *sums);
     /* How many of q are `lo` or `hi`. */

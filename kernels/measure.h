@@ -13,6 +13,7 @@ typedef struct qf_measure_parts {
     qf_quantize_columns_fn quantize_columns[3];
     qf_errors_fn errors[3];
     qf_errors_columns_fn errors_columns[3];
+    size_t (*ends)(const int8_t *q, size_t n, int lo, int hi);
 } qf_measure_parts;
 
 static inline bool qf_measure(const qf_measure_parts *p, const void *x, qf_element type, size_t n,
@@ -31,6 +32,8 @@ static inline bool qf_measure(const qf_measure_parts *p, const void *x, qf_eleme
             finite &= p->quantize[type](run, m, *scales, lo, hi, to);
             p->errors[type](run, to.q, m, *scales, sums);
         }
+        if (sums->with_ends)
+            sums->ends += p->ends(to.q, m, lo, hi);
     }
     return finite;
 }

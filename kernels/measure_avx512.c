@@ -11,7 +11,7 @@ enum {
 /* What a run has so far; 16 lanes of each, as errors.h has them. */
 typedef struct run_state {
     __m512 signal, noise, most, lo, hi;
-    uint64_t clipped;
+    uint64_t clipped, ends;
 } run_state;
 
 /* Sixteen elements: their integers. Clipped ones are counted here if each has its scale; if all
@@ -84,7 +84,8 @@ static inline bool measure_run(const char *run, qf_element type, size_t n, const
                                size_t step, int lo, int hi, qf_quantized out, qf_error_sums *sums)
 {
     const __m512 zero = _mm512_setzero_ps(), first = _mm512_set1_ps(scales[0]);
-    run_state r = {zero, zero, zero, _mm512_set1_ps((float)lo), _mm512_set1_ps((float)hi), 0};
+    run_state r = {zero, zero, zero, _mm512_set1_ps((float)lo), _mm512_set1_ps((float)hi), 0, 0};
+    const __m512i low = _mm512_set1_epi8((char)lo), high = _mm512_set1_epi8((char)hi);
     size_t i = 0;
     for (; i + 64 <= n; i += 64) {
         __m512i v[4];
@@ -93,10 +94,14 @@ static inline bool measure_run(const char *run, qf_element type, size_t n, const
             v[j] = measure16(qf_stored16(run, at, type),
                              step ? _mm512_loadu_ps(scales + at) : first, step, &r);
         }
-        _mm512_storeu_si512(out.q + i, qf_bytes64(v[0], v[1], v[2], v[3]));
+        __m512i q = qf_bytes64(v[0], v[1], v[2], v[3]);
+        _mm512_storeu_si512(out.q + i, q);
+        r.ends += (unsigned)__builtin_popcountll(_mm512_cmpeq_epi8_mask(q, low) |
+                                                 _mm512_cmpeq_epi8_mask(q, high));
         for (size_t j = 0; out.y && j < 4; j++)
             _mm512_storeu_ps(out.y + i + 16 * j, _mm512_cvtepi32_ps(v[j]));
     }
+    const size_t packed = i;
     for (; i + 16 <= n; i += 16) {
         __m512i v = measure16(qf_stored16(run, i, type), step ? _mm512_loadu_ps(scales + i) : first,
                               step, &r);
@@ -114,6 +119,8 @@ static inline bool measure_run(const char *run, qf_element type, size_t n, const
     _mm512_storeu_ps(lanes.noise, r.noise);
     bool finite = !_mm512_fpclass_ps_mask(r.signal, NOT_FINITE) || all_finite(run, type, i);
     finite &= finish(run, type, i, n, scales, step, lo, hi, out, &lanes, sums);
+    if (sums->with_ends)
+        sums->ends += r.ends + qf_ends_scalar(out.q + packed, n - packed, lo, hi);
     qf_errors_join(&lanes, sums);
     return finite;
 }

@@ -6,7 +6,8 @@ static const qf_measure_parts parts = {
     {qf_quantize_columns_f32_scalar, qf_quantize_columns_f16_scalar,
      qf_quantize_columns_bf16_scalar},
     {qf_errors_f32_scalar, qf_errors_f16_scalar, qf_errors_bf16_scalar},
-    {qf_errors_columns_f32_scalar, qf_errors_columns_f16_scalar, qf_errors_columns_bf16_scalar}};
+    {qf_errors_columns_f32_scalar, qf_errors_columns_f16_scalar, qf_errors_columns_bf16_scalar},
+    qf_ends_scalar};
 
 bool qf_measure_scalar(const void *x, qf_element type, size_t n, const float *scales, size_t step,
                        int lo, int hi, qf_quantized out, qf_error_sums *sums)

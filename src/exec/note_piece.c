@@ -106,7 +106,7 @@ qf_status qf_piece_run(qf_worker *k, uint32_t at, const qf_item *it, qf_error *e
     }
     qf_result result = {.piece = at};
     qf_hasher_begin(&k->hasher);
-    k->errors = (qf_error_sums){0};
+    k->errors = (qf_error_sums){.with_ends = r->work->stats};
     qf_status status = measure(k, p, err);
     if (status == QF_OK)
         status = qf_piece_make(k, p, it, err);
@@ -117,7 +117,7 @@ qf_status qf_piece_run(qf_worker *k, uint32_t at, const qf_item *it, qf_error *e
     result.max_error = k->errors.max_error;
     result.clipped = k->errors.clipped;
     if (k->scratch.stats) {
-        qf_collector_end(&k->stats);
+        qf_collector_end(&k->stats, &k->errors);
         result.stats = qf_journal_measure(r->work->journal, at, &k->stats.stats);
     }
     status = hash_piece(k, p, places, &result, err);

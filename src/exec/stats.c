@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "exec/blocks.h"
+#include "exec/source.h"
 
 /* ---- channels ---- */
 
@@ -100,7 +101,8 @@ static void count_ints(qf_collector *c, uint64_t first, size_t n, const int8_t *
 {
     uint64_t start, end, to = first + n;
     int hi = (1 << (c->job->bits - 1)) - 1;
-    c->stats.saturated += qf_kernels_get()->ends(q, n, -hi - 1, hi);
+    if (c->ends)
+        c->stats.saturated += qf_kernels_get()->ends(q, n, -hi - 1, hi);
     for (uint64_t at = first; next_sampled(c->job, at, to, &start, &end); at = end) {
         qf_histogram_ints(q + (start - first), (size_t)(end - start), c->job->bits, c->stats.ints);
         c->stats.sampled += end - start;
@@ -167,6 +169,7 @@ bool qf_collector_begin(qf_collector *c, const qf_job *job)
 {
     c->stats = (qf_stats){.channels = channel_count(job)};
     c->job = job;
+    c->ends = job->transposed || qf_source_is_integer(job->data_type);
     c->unseen = c->stats.channels;
     if (c->unseen > c->alive_room) {
         free(c->alive);
@@ -182,9 +185,10 @@ bool qf_collector_begin(qf_collector *c, const qf_job *job)
     return true;
 }
 
-void qf_collector_end(qf_collector *c)
+void qf_collector_end(qf_collector *c, const qf_error_sums *sums)
 {
     c->stats.dead = c->unseen;
+    c->stats.saturated += sums->ends;
     c->job = NULL;
 }
 

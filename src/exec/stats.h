@@ -45,11 +45,13 @@ typedef struct qf_collector {
     unsigned char *alive;     /* by channel: an integer that is not 0 was seen */
     size_t alive_room;
     uint64_t unseen; /* channels that are not alive */
+    bool ends;       /* are to be counted here: nothing is measured, or not with them */
 } qf_collector;
 /* False when memory is exhausted. */
 bool qf_collector_begin(qf_collector *c, const struct qf_job *job);
-/* Counts the dead channels, behind the last block. */
-void qf_collector_end(qf_collector *c);
+/* Counts the dead channels, behind the last block; `ends` of the error sums if blocks were
+ * measured. */
+void qf_collector_end(qf_collector *c, const qf_error_sums *sums);
 void qf_collector_release(qf_collector *c);
 
 /* What blocks tell. `c` may be NULL: nobody wants to know. */
