@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Constants wherever a model may keep them: Constant nodes that go outside, one weight behind one
+Transpose for several layers, scales and zero points of every dtype in every data field."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from nets import F32, Net, conv, gemm, random
+from onnx import TensorProto, helper, numpy_helper
+from test_odd_models import export, record, scales
+from test_qdq_graphs import Activation, Weights, assert_agrees, deploy, finish, ops, pair, weight
+from test_qdq_graphs import export as export_qdq
+
+from support import DEPLOY, FAKE, check_model, payload, run_model, same_bits, sqnr_db
+
+FLOATS = {"float32": F32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": float}
+
+
+# ---- Constant nodes that go outside --------------------------------------------------------------
+
+
+def constants_net() -> Net:
+    """A layer, then a large Constant, a small one, and one that is an output of the graph."""
+    net = Net()
+    y = conv(net, net.input("x", random(1, 4, 16, 16)), random(3, 4, 3, 3, seed=1, scale=0.3))
+    y = net.op("Add", [y, net.constant("large", random(1, 3, 16, 16, seed=2))], "add")
+    y = net.op("Mul", [y, net.constant("small", random(1, 3, 1, 1, seed=3))], "mul")
+    net.output(net.op("Relu", [y], "relu", "y"))
+    net.output(net.constant("told", random(20, 20, seed=4)))
+    return net
+
+
+def all_tensors(graph: onnx.GraphProto, kept: dict | None = None) -> dict[str, TensorProto]:
+    """Initializers of a graph and of those in its nodes, and tensors of Constant nodes, by name."""
+    kept = {} if kept is None else kept
+    for t in graph.initializer:
+        assert t.name not in kept or kept[t.name] == t, t.name
+        kept[t.name] = t
+    for node in graph.node:
+        for a in node.attribute:
+            if a.HasField("g"):
+                all_tensors(a.g, kept)
+            if node.op_type == "Constant" and a.HasField("t"):
+                kept[f"Constant {node.output[0]}"] = a.t
+    return kept
+
+
+def assert_same_outputs(folder: Path, feeds: dict, least_db: float = 25) -> None:
+    """Both forms give the same bits, and what the float model gives up to quantization."""
+    outside = run_model(folder / "outside" / "out" / FAKE, feeds)
+    same_bits(outside, run_model(folder / "inside" / "out" / FAKE, feeds))
+    for exact, got in zip(run_model(folder / "inside" / "model.onnx", feeds), outside):
+        assert sqnr_db(exact, got) > least_db
+
+
+OUTSIDE = {
+    "always": ["--external", "always"],
+    "single": ["--external", "always", "--external-layout", "single"],
+    "over the limit": ["--external-threshold", "2000"],
+}
+
+
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_large_constants_go_outside(quantfold, tmp_path, how):
+    net = constants_net()
+    layers = {"c": scales(3)}
+    export(quantfold, tmp_path / "inside", net.model(), layers, "--external", "never")
+    export(quantfold, tmp_path / "outside", net.model(), layers, *OUTSIDE[how])
+    assert_same_outputs(tmp_path, net.feeds)
+    out = tmp_path / "outside" / "out"
+    for name in (DEPLOY, FAKE):
+        model = onnx.load(out / name, load_external_data=False)
+        kept = all_tensors(model.graph)
+        assert kept["large"].data_location == TensorProto.EXTERNAL
+        assert payload(kept["large"], out) == random(1, 3, 16, 16, seed=2).tobytes()
+        assert not kept["Constant small"].data_location and "Constant large" not in kept
+        assert "Constant told" in kept  # only a node can make an output of a graph
+        assert "large_node" not in {n.name for n in model.graph.node}
+    assert quantfold("verify", out / "m").code == 0
+
+
+def branches_net(names=("k", "k")) -> Net:
+    """An If with a layer in each branch, behind which a large Constant is added."""
+    graphs = []
+    for i, name in enumerate(names):
+        inside = Net()
+        y = inside.op("MatMul", ["x", inside.weight(f"w{i}", random(4, 300, seed=i))], f"m{i}")
+        y = inside.op("Add", [y, inside.constant(name, random(2, 300, seed=10 + i))], f"add{i}")
+        inside.output(y)
+        graphs.append(helper.make_graph(inside.nodes, f"b{i}", [], inside.outputs, inside.tensors))
+    net = Net()
+    net.input("x", random(2, 4))
+    net.input("flag", np.array(True))
+    net.op("If", ["flag"], "choose", "y", then_branch=graphs[0], else_branch=graphs[1])
+    net.output("y")
+    return net
+
+
+@pytest.mark.parametrize("names", [("k", "k"), ("a", "b")])
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_large_constants_of_branches_go_outside(quantfold, tmp_path, names, how):
+    """Each keeps its own values, though both branches call theirs the same."""
+    net = branches_net(names)
+    layers = {"m0": scales(1), "m1": scales(1)}
+    export(quantfold, tmp_path / "inside", net.model(), layers, "--external", "never")
+    export(quantfold, tmp_path / "outside", net.model(), layers, *OUTSIDE[how])
+    for flag in (True, False):
+        assert_same_outputs(tmp_path, net.feeds | {"flag": np.array(flag)})
+    out = tmp_path / "outside" / "out"
+    for which in (DEPLOY, FAKE):
+        node = onnx.load(out / which, load_external_data=False).graph.node[0]
+        for i, a in enumerate(sorted(node.attribute, key=lambda a: a.name == "else_branch")):
+            kept = next(t for t in a.g.initializer if list(t.dims) == [2, 300])
+            assert kept.data_location == TensorProto.EXTERNAL
+            assert payload(kept, out) == random(2, 300, seed=10 + i).tobytes()
+            assert f"{names[i]}_node" not in {n.name for n in a.g.node}
+    assert quantfold("verify", out / "m").code == 0
+
+
+# ---- one Transpose for several layers ------------------------------------------------------------
+
+
+def shared_transpose(second: str, output: bool = False) -> Net:
+    """Two layers whose weight is one Transpose of one tensor, and a float operator or an output."""
+    net = Net()
+    x = net.input("x", random(3, 8))
+    turned = net.op("Transpose", [net.weight("w", random(6, 8, seed=1))], "turn", "wt", perm=[1, 0])
+    net.output(net.op("Gemm", [x, turned], "one", "y1"))
+    z = net.input("z", random(3, 8, seed=2))
+    net.output(net.op(second, [z, turned], "two", "y2"))
+    if output:
+        net.output(turned)
+    else:
+        net.output(net.op("Exp", [turned], "exp", "y3"))
+    return net
+
+
+def quantized(w: np.ndarray, scale: float) -> np.ndarray:
+    return np.clip(np.rint(w / F32(scale)), -128, 127)
+
+
+@pytest.mark.parametrize("second", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("step", [0.02, 0.03], ids=["same scale", "other scale"])
+@pytest.mark.parametrize("form", ["float", "int8"])
+@pytest.mark.parametrize("output", [False, True], ids=["operator", "output"])
+def test_transpose_that_layers_share(quantfold, tmp_path, second, step, form, output):
+    """Each layer gets its own Transpose of its own integers; who else reads it keeps the floats."""
+    net = shared_transpose(second, output)
+    onnx.checker.check_model(net.model())
+    layers = {"one": scales(1, 0.02), "two": scales(1, step)}
+    export(quantfold, tmp_path, net.model(), layers, "--fake-quant-weights", form)
+    exact = run_model(tmp_path / "model.onnx", net.feeds)
+    got = run_model(tmp_path / "out" / FAKE, net.feeds)
+    check_model(tmp_path / "out" / FAKE)
+    same_bits(got[2:], exact[2:])
+    w = random(6, 8, seed=1)
+    for i, (name, at) in enumerate((("x", 0.02), ("z", step))):
+        assert sqnr_db(exact[i], got[i]) > 20
+        steps = np.clip(np.rint(net.feeds[name] / F32(0.02)), -128, 127)
+        wanted = (steps @ quantized(w, at).T) * (F32(0.02) * F32(at))
+        assert np.allclose(got[i], wanted, rtol=1e-5, atol=1e-5)
+    model = onnx.load(tmp_path / "out" / DEPLOY)
+    made = {o: n for n in model.graph.node for o in n.output}
+    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for name, at in (("one", 0.02), ("two", step)):
+        node = next(n for n in model.graph.node if n.name == name)
+        turn = made[node.input[1]]
+        assert turn.op_type == "Transpose" and list(turn.attribute[0].ints) == [1, 0]
+        assert np.array_equal(tensors[turn.input[0]], quantized(w, at))
+        assert tensors[turn.input[0]].dtype == np.int8
+    found = quantfold(
+        *("verify", tmp_path / "out" / "m", "--against", tmp_path / "model.onnx"),
+        *("--record", tmp_path / "record.txt"),
+    )
+    assert found.code == 0, found.err
+
+
+# ---- dtypes and data fields ----------------------------------------------------------------------
+
+
+def varint(value: int) -> bytes:
+    """As protobuf writes an int32, int64 or uint64."""
+    value &= 2**64 - 1
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+FIELDS = {"float_data": 4, "int32_data": 5, "int64_data": 7, "double_data": 10, "uint64_data": 11}
+
+
+def unpacked_bytes(tensor: TensorProto, field: str, values) -> bytes:
+    """A serialized tensor with a tag before each element, as proto2 wrote repeated fields; the
+    Python package reads that and never writes it."""
+    bare = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    number, out = FIELDS[field], bare.SerializeToString()
+    for v in values:
+        if field == "float_data":
+            out += varint(number << 3 | 5) + struct.pack("<f", v)
+        elif field == "double_data":
+            out += varint(number << 3 | 1) + struct.pack("<d", v)
+        else:
+            out += varint(number << 3) + varint(int(v))
+    return out
+
+
+def save_unpacked(model: onnx.ModelProto, path: Path, tensors: dict[str, bytes]) -> None:
+    """The model with some initializers in that form."""
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    del graph.initializer[:]
+    graph.initializer.extend(t for t in model.graph.initializer if t.name not in tensors)
+    inside = graph.SerializeToString()
+    for data in tensors.values():
+        inside += b"\x2a" + varint(len(data)) + data
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    bare.ClearField("graph")
+    path.write_bytes(bare.SerializeToString() + b"\x3a" + varint(len(inside)) + inside)
+    assert onnx.load(path).graph.initializer  # the package can read what was made
