@@ -12,11 +12,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from nets import F32, Net, conv, gemm, random
+from nets import F32, Net, conv, random
 from onnx import TensorProto, helper, numpy_helper
-from test_odd_models import export, record, scales
-from test_qdq_graphs import Activation, Weights, assert_agrees, deploy, finish, ops, pair, weight
-from test_qdq_graphs import export as export_qdq
+from test_odd_models import export, scales
+from test_qdq_graphs import Activation, Weights, deploy, finish, ops, pair, weight
 
 from support import DEPLOY, FAKE, check_model, payload, run_model, same_bits, sqnr_db
 
@@ -227,3 +226,185 @@ def save_unpacked(model: onnx.ModelProto, path: Path, tensors: dict[str, bytes])
     bare.ClearField("graph")
     path.write_bytes(bare.SerializeToString() + b"\x3a" + varint(len(inside)) + inside)
     assert onnx.load(path).graph.initializer  # the package can read what was made
+
+
+def stored_values(tensor: TensorProto) -> tuple[str, list]:
+    """The data field of a tensor's dtype, and its values as that field has them."""
+    array = numpy_helper.to_array(tensor).reshape(-1)
+    kind = tensor.data_type
+    if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        return "int32_data", array.view(np.uint16).tolist()
+    if kind in (TensorProto.INT4, TensorProto.UINT4):
+        return "int32_data", list(numpy_helper.from_array(array).raw_data)
+    field = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}
+    return field.get(array.dtype.name, "int32_data"), array.tolist()
+
+
+def pack(tensor: TensorProto) -> TensorProto:
+    """The tensor with its values in the field of its dtype in place of raw_data."""
+    field, values = stored_values(tensor)
+    tensor.ClearField("raw_data")
+    getattr(tensor, field).extend(values)
+    return tensor
+
+
+def store(model: onnx.ModelProto, path: Path, form: str, names: tuple) -> None:
+    """Saves a model with some tensors in raw_data, in a packed field, or in an unpacked one."""
+    chosen = [t for t in model.graph.initializer if t.name in names]
+    assert len(chosen) == len(names)
+    if form == "unpacked":
+        save_unpacked(model, path, {t.name: unpacked_bytes(t, *stored_values(t)) for t in chosen})
+        return
+    for t in chosen:
+        if form == "packed":
+            pack(t)
+    path.write_bytes(model.SerializeToString())
+
+
+def one_gemm(a: Activation, w: Weights, bias: bool = True) -> tuple[Net, onnx.ModelProto]:
+    """A Gemm between pairs, with a bias of int32."""
+    net = Net(opset=21, ir_version=10)
+    x = pair(net, net.input("x", random(3, 20)), "in", a)
+    inputs = [x, weight(net, random(20, 6, seed=1), "w", w)]
+    if bias:
+        s = numpy_helper.to_array(next(t for t in net.tensors if t.name == "w_s")).astype(F32)
+        b = net.weight("b", np.arange(-300, 300, 100, dtype=np.int32))
+        tensors = [b, net.weight("b_s", (s * F32(a.scale)).reshape(-1))]
+        tensors.append(net.weight("b_z", np.zeros(s.size, np.int32)))
+        inputs.append(net.op("DequantizeLinear", tensors, "b_dq", axis=0))
+    return net, finish(net, net.op("Gemm", inputs, "g"))
+
+
+def agrees(quantfold, folder: Path, net: Net, options=()) -> dict:
+    """q.onnx of the folder, exported, gives in fake_quant what it gives itself."""
+    line = ("export", "--model", folder / "q.onnx", "--save-path", folder / "m", "--json")
+    result = quantfold(*line, *options)
+    assert result.code == 0, result.out
+    wanted = run_model(folder / "q.onnx", net.feeds)
+    got = run_model(folder / FAKE, net.feeds)
+    assert sqnr_db(wanted[0], got[0]) > 80
+    return json.loads(result.out)
+
+
+PARTS = ("in_s", "in_z", "w_s", "w_z", "b", "b_s", "b_z")
+
+
+@pytest.mark.parametrize("form", ["raw", "packed", "unpacked"])
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16"])
+def test_parameters_in_any_field(quantfold, tmp_path, kind, form):
+    """Scales, zero points and a bias, below zero as well."""
+    zero = {"int8": -28, "uint8": 200, "int16": -300, "uint16": 65000}[kind]
+    scale = 0.0371 if kind.endswith("t8") else 0.00021
+    net, model = one_gemm(Activation(kind, scale, zero), Weights(axis=1))
+    store(model, tmp_path / "q.onnx", form, PARTS)
+    report = agrees(quantfold, tmp_path, net)
+    assert report["layers"][0]["bias"] and ops(deploy(tmp_path)).count("AscendQuant") == 1
+    node = next(n for n in deploy(tmp_path).graph.node if n.op_type == "AscendQuant")
+    middle = {"uint8": 128, "uint16": 32768}.get(kind, 0)
+    assert next(a.f for a in node.attribute if a.name == "offset") == zero - middle
+
+
+@pytest.mark.parametrize("form", ["raw", "packed"])
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_four_bit_parameters_in_any_field(quantfold, tmp_path, kind, form):
+    """Two zero points to a byte."""
+    net, model = one_gemm(Activation(kind, 0.5, 2), Weights(kind, axis=1))
+    store(model, tmp_path / "q.onnx", form, ("in_z", "w_z", "w"))
+    agrees(quantfold, tmp_path, net)
+
+
+@pytest.mark.parametrize("form", ["raw", "packed"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_scales_of_any_float(quantfold, tmp_path, dtype, form):
+    """The record has what the dtype can hold, to the last bit of a float32."""
+    net, model = one_gemm(Activation(scale=0.0371, scale_dtype=FLOATS[dtype]),
+                          Weights(axis=1, scale_dtype=FLOATS[dtype]), False)  # fmt: skip
+    scales_of = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    store(model, tmp_path / "q.onnx", form, ("in_s", "w_s"))
+    made = quantfold("record", "--model", tmp_path / "q.onnx", "--from-qdq", "--output",
+                     tmp_path / "r.txt")  # fmt: skip
+    assert made.code == 0, made.err
+    found = {"scale_d": [], "scale_w": []}
+    for line in (tmp_path / "r.txt").read_text().splitlines():
+        name, _, text = line.strip().partition(": ")
+        if name in found:
+            found[name].append(F32(text))
+    assert found["scale_d"] == [scales_of["in_s"].astype(F32)]
+    assert found["scale_w"] == list(scales_of["w_s"].astype(F32))
+    if dtype == "float32":
+        agrees(quantfold, tmp_path, net)
+
+
+def scale_of(kind: int, field: str, values: list, dims=()) -> TensorProto:
+    t = TensorProto(name="in_s", data_type=kind, dims=dims)
+    getattr(t, field).extend(values)
+    return t
+
+
+WRONG = {
+    "int64_data": (scale_of(TensorProto.FLOAT, "int64_data", [1]), "does not belong"),
+    "uint64_data": (scale_of(TensorProto.FLOAT, "uint64_data", [1]), "does not belong"),
+    "float_data": (scale_of(TensorProto.FLOAT16, "float_data", [0.5], [2]), "does not belong"),
+    "double_data": (scale_of(TensorProto.FLOAT, "double_data", [0.5], [2]), "does not belong"),
+    "too few": (scale_of(TensorProto.FLOAT16, "int32_data", [1], [2]), "different number"),
+    "too many": (scale_of(TensorProto.FLOAT, "float_data", [0.5, 0.5]), "8 bytes of data"),
+    "dims": (scale_of(TensorProto.FLOAT16, "int32_data", [1], [-1]), "impossible dims"),
+    "none": (scale_of(TensorProto.FLOAT, "float_data", []), "empty"),
+    "bool": (scale_of(TensorProto.BOOL, "int32_data", [1]), "numeric dtype"),
+    "int64": (scale_of(TensorProto.INT64, "int64_data", [1]), "not a float"),
+}
+
+
+def layer_error(quantfold, folder: Path, item: str = "g") -> str:
+    """What an export says of its layer, after which nothing is there."""
+    line = ("export", "--model", folder / "q.onnx", "--save-path", folder / "m", "--json")
+    result = quantfold(*line)
+    assert result.code == 1 and not (folder / DEPLOY).exists()
+    found = [f for f in json.loads(result.out)["findings"] if f["severity"] == "error"]
+    assert found[0]["item"] == item or f" {item}: " in found[0]["message"], found
+    return found[0]["message"]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_scales_that_cannot_be_read(quantfold, tmp_path, name):
+    """The layer that needs it is named, or, if nothing could read the tensor, the tensor."""
+    tensor, words = WRONG[name]
+    _, model = one_gemm(Activation(), Weights(axis=1))
+    next(t for t in model.graph.initializer if t.name == "in_s").CopyFrom(tensor)
+    (tmp_path / "q.onnx").write_bytes(model.SerializeToString())
+    item = "in_s" if name == "too many" else "g"
+    assert words in layer_error(quantfold, tmp_path, item)
+
+
+def test_halves_that_are_not_packed(quantfold, tmp_path):
+    a = Activation(scale_dtype=np.float16)
+    _, model = one_gemm(a, Weights(axis=1, scale_dtype=np.float16), False)
+    store(model, tmp_path / "q.onnx", "unpacked", ("in_s",))
+    assert "unusual way" in layer_error(quantfold, tmp_path)
+
+
+FILLS = {"int32": np.int32, "int64": np.int64, "int8": np.int8, "uint16": np.uint16, **FLOATS}
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("value", [0, 3])
+@pytest.mark.parametrize("form", ["raw", "packed"])
+def test_zero_points_that_are_filled_in(quantfold, tmp_path, fill, value, form):
+    """PyTorch makes a bias' zero points with ConstantOfShape and Cast; others than zeros are not for
+    us, and then the bias is no constant."""
+    net, model = one_gemm(Activation(), Weights(axis=1))
+    filled = numpy_helper.from_array(np.array([value], FILLS[fill]))
+    graph = model.graph
+    shape = numpy_helper.from_array(np.array([6], np.int64), "shape")
+    graph.initializer.remove(next(t for t in graph.initializer if t.name == "b_z"))
+    graph.initializer.append(shape)
+    node = helper.make_node("ConstantOfShape", ["shape"], ["filled"], "fill")
+    node.attribute.append(helper.make_attribute("value", pack(filled) if form != "raw" else filled))
+    graph.node.insert(0, helper.make_node("Cast", ["filled"], ["b_z"], "cast", to=6))
+    graph.node.insert(0, node)
+    onnx.checker.check_model(model)
+    onnx.save(model, tmp_path / "q.onnx")
+    if value:
+        assert "its bias 'b_dq:out' is not a constant" in layer_error(quantfold, tmp_path)
+    else:
+        assert agrees(quantfold, tmp_path, net)["layers"][0]["bias"]
