@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fields
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -171,3 +173,193 @@ def test_spoilt_functions_are_found(quantfold, with_functions, name, which, tmp_
     assert any(named in t for t in texts), texts
     found = errors(verify(quantfold, folder / "m", *against(o)))
     assert any(f["check"] == "against" and Path(f["file"]).name == which for f in found), found
+
+
+# ---- tensors in any data field -------------------------------------------------------------------
+
+DTYPES = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int16": np.int16,
+    "uint16": np.uint16,
+    "int32": np.int32,
+    "uint32": np.uint32,
+    "int64": np.int64,
+    "uint64": np.uint64,
+    "bool": np.bool_,
+    "complex64": np.complex64,
+    "complex128": np.complex128,
+    "int4": ml_dtypes.int4,
+    "uint4": ml_dtypes.uint4,
+}
+FORMS = ["raw", "packed", "unpacked"]
+
+
+def other_tensors() -> list[TensorProto]:
+    """Three elements of each dtype, the second not 0."""
+    made = []
+    for name, dtype in DTYPES.items():
+        values = np.array([0, 1, 1]) if name == "bool" else np.array([3, 2, 5])
+        values = values + 4j if name.startswith("complex") else values
+        made.append(numpy_helper.from_array(values.astype(dtype), f"of_{name}"))
+    words = helper.make_tensor("of_text", TensorProto.STRING, [2], [b"one", b"two"])
+    return [*made, words]
+
+
+@pytest.fixture(scope="module")
+def of_all_dtypes(quantfold, tmp_path_factory) -> dict[str, Output]:
+    """A Conv, and initializers of every dtype that no node reads, in each form of the source and then
+    of both models."""
+    made = {}
+    for form in FORMS:
+        base = tmp_path_factory.mktemp(form)
+        net = Net(opset=21, ir_version=10)
+        y = conv(net, net.input("x", normal(2, 4, 6, 6)), normal(6, 4, 3, 3, seed=1, scale=0.3))
+        net.output(net.op("Relu", [y], "r", "y"))
+        names = tuple(t.name for t in other_tensors() if t.data_type != TensorProto.STRING)
+        model = net.model()
+        model.graph.initializer.extend(other_tensors())
+        onnx.checker.check_model(model)
+        fields.store(model, base / "model.onnx", form, names)
+        save_record(base / "record.txt", 6)
+        out = Output(base / "out", base / "model.onnx", base / "record.txt")
+        quantfold.export(out.model, out.record, out.folder / "m")
+        made[form] = out
+    return made
+
+
+def rewrite(folder: Path, form: str, change: Callable = lambda model: None) -> None:
+    """Both models with all their initializers in another form; `change` is of the second."""
+    for name in (DEPLOY, FAKE):
+        model = onnx.load(str(folder / name))
+        if name == FAKE:
+            change(model)
+        tensors = model.graph.initializer
+        names = tuple(t.name for t in tensors if t.data_type != TensorProto.STRING)
+        for t in tensors:
+            if t.name in names:
+                t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t), t.name))
+        fields.store(model, folder / name, form, names)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_of_every_dtype_are_sound(quantfold, of_all_dtypes, form, tmp_path):
+    """They are copied, whatever field they are in; and looked at in whatever field they are."""
+    o = of_all_dtypes[form]
+    found = verify(quantfold, o.folder / "m", *against(o))
+    assert found["ok"], errors(found)
+    source = {t.name: t for t in onnx.load(str(o.model)).graph.initializer}
+    for name in (DEPLOY, FAKE):
+        for t in onnx.load(str(o.folder / name)).graph.initializer:
+            if t.name.startswith("of_"):
+                assert np.array_equal(
+                    numpy_helper.to_array(t), numpy_helper.to_array(source[t.name])
+                )
+    for other in FORMS:
+        folder = tmp_path / other
+        shutil.copytree(o.folder, folder)
+        rewrite(folder, other)
+        found = verify(quantfold, folder / "m")
+        assert found["ok"], errors(found)
+
+
+def change_second(name: str) -> Callable:
+    """Another second element."""
+
+    def work(model: onnx.ModelProto) -> None:
+        t = next(t for t in model.graph.initializer if t.name == name)
+        if t.data_type == TensorProto.STRING:
+            t.string_data[1] = b"to"
+            return
+        array = numpy_helper.to_array(t).copy()
+        array[1] = not array[1] if array.dtype == np.bool_ else array[1] + array.dtype.type(1)
+        t.CopyFrom(numpy_helper.from_array(array, t.name))
+
+    return work
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_element_of_any_dtype(quantfold, of_all_dtypes, dtype, form, tmp_path):
+    """By the other model, and by the source."""
+    o, folder = of_all_dtypes[form], tmp_path / "out"
+    shutil.copytree(o.folder, folder)
+    rewrite(folder, form, change_second(f"of_{dtype}"))
+    for check, args in (("agreement", ()), ("against", against(o))):
+        found = errors(verify(quantfold, folder / "m", *args))
+        said = [f for f in found if f["item"] == f"of_{dtype}"]
+        assert [f["message"] for f in said if f["check"] == check and "element 1" in f["message"]]
+
+
+def tensor_bytes(kind: int, field: str, values: list, dims: tuple, form: str = "unpacked") -> bytes:
+    """A serialized tensor 'of_float32' with data in any field."""
+    t = TensorProto(name="of_float32", data_type=kind, dims=dims)
+    if form == "packed":
+        getattr(t, field).extend(values)
+        return t.SerializeToString()
+    return fields.unpacked_bytes(t, field, values)
+
+
+def two_fields() -> bytes:
+    t = TensorProto(name="of_float32", data_type=TensorProto.FLOAT, dims=[1], float_data=[1])
+    return t.SerializeToString() + tensor_bytes(TensorProto.FLOAT, "int32_data", [1], ())
+
+
+FLOAT, DOUBLE, INT8 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT8
+COUNT, FIELD = "more or fewer bytes of data", "a field that does not belong"
+SPOILT_TENSORS = {
+    "element too few": (tensor_bytes(FLOAT, "float_data", [1, 2], (3,)), COUNT),
+    "element too many": (tensor_bytes(FLOAT, "float_data", [1, 2, 3, 4], (3,)), COUNT),
+    "half a complex number": (
+        tensor_bytes(TensorProto.COMPLEX64, "float_data", [1, 2, 3], (2,)),
+        COUNT,
+    ),
+    "varint too few": (tensor_bytes(INT8, "int32_data", [1, 2], (3,)), COUNT),
+    "packed varint too few": (tensor_bytes(INT8, "int32_data", [1, 2], (3,), "packed"), COUNT),
+    "packed varint too many": (tensor_bytes(INT8, "int32_data", [1, 2], (1,), "packed"), COUNT),
+    "packed element too few": (tensor_bytes(FLOAT, "float_data", [1], (2,), "packed"), COUNT),
+    "elements of none": (tensor_bytes(FLOAT, "float_data", [1], (0,)), COUNT),
+    "field of another": (tensor_bytes(DOUBLE, "float_data", [1, 2], (1,)), FIELD),
+    "packed field of another": (tensor_bytes(DOUBLE, "float_data", [1, 2], (1,), "packed"), FIELD),
+    "double": (tensor_bytes(FLOAT, "double_data", [1], (2,), "packed"), FIELD),
+    "int64": (tensor_bytes(FLOAT, "int64_data", [1], (1,)), FIELD),
+    "uint64": (tensor_bytes(FLOAT, "uint64_data", [1], (1,)), FIELD),
+    "int32": (tensor_bytes(TensorProto.INT64, "int32_data", [1], (1,)), FIELD),
+    "no data": (tensor_bytes(FLOAT, "float_data", [], (2,)), "no data"),
+    "several fields": (two_fields(), "several fields"),
+    "dtype": (tensor_bytes(99, "float_data", [1], (1,)), "a dtype of no fixed size"),
+    "dims": (tensor_bytes(FLOAT, "float_data", [1], (-1,)), "impossible dims"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT_TENSORS)
+def test_tensors_that_are_no_tensors(quantfold, of_all_dtypes, name, tmp_path):
+    data, words = SPOILT_TENSORS[name]
+    folder = tmp_path / "out"
+    shutil.copytree(of_all_dtypes["raw"].folder, folder)
+    for which in (DEPLOY, FAKE):
+        fields.save_unpacked(onnx.load(str(folder / which)), folder / which, {"of_float32": data})
+    found = errors(verify(quantfold, folder / "m"))
+    said = [f for f in found if f["check"] == "structure" and f["item"] == "of_float32"]
+    assert len(said) == 2 and all(words in f["message"] for f in said), found
+
+
+def test_a_text_too_few(quantfold, of_all_dtypes, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(of_all_dtypes["raw"].folder, folder)
+    Spoiler(folder, random.Random(0)).tensor(DEPLOY, "of_text", lambda t: t.string_data.pop())
+    found = errors(verify(quantfold, folder / "m"))
+    assert any(f["item"] == "of_text" and COUNT in f["message"] for f in found), found
+
+
+def test_a_text_that_differs(quantfold, of_all_dtypes, tmp_path):
+    o, folder = of_all_dtypes["raw"], tmp_path / "out"
+    shutil.copytree(o.folder, folder)
+    Spoiler(folder, random.Random(0)).edit(FAKE, change_second("of_text"))
+    for check, args in (("agreement", ()), ("against", against(o))):
+        found = errors(verify(quantfold, folder / "m", *args))
+        assert any(f["item"] == "of_text" and f["check"] == check for f in found), found
