@@ -17,7 +17,7 @@ import pytest
 from nets import Net, conv
 from nets import random as normal
 from onnx import TensorProto, helper, numpy_helper
-from test_verify import Output, Spoiler, errors, setter, verify
+from test_verify import Output, Spoiler, add_first, errors, setter, verify
 
 import make_record
 from support import DEPLOY, FAKE, check_model, run_model, same_bits, sqnr_db
@@ -363,3 +363,94 @@ def test_a_text_that_differs(quantfold, of_all_dtypes, tmp_path):
     for check, args in (("agreement", ()), ("against", against(o))):
         found = errors(verify(quantfold, folder / "m", *args))
         assert any(f["item"] == "of_text" and f["check"] == check for f in found), found
+
+
+# ---- what is calculated again --------------------------------------------------------------------
+
+WEIGHTS = {
+    "columns in two passes": ((600, 3600), 0, np.float32, "raw"),
+    "rows in two passes": ((2, 2_100_000), 1, np.float32, "raw"),
+    "varints": ((40, 300), 0, np.float16, "packed"),
+    "columns in two passes, varints": ((600, 3600), 0, np.float16, "packed"),
+}
+
+
+@pytest.fixture(scope="module", params=WEIGHTS)
+def weight_only(request, quantfold, tmp_path_factory) -> tuple[Output, tuple]:
+    """A Gemm whose weight alone is quantized, with scales that the export finds."""
+    shape, trans_b, dtype, form = WEIGHTS[request.param]
+    base = tmp_path_factory.mktemp("weight_only")
+    net = Net(opset=21, ir_version=10)
+    w = (np.random.default_rng(1).standard_normal(shape, np.float32) / 8).astype(dtype)
+    x = net.input("x", normal(1, shape[1 - (1 - trans_b)]).astype(dtype))
+    net.op("Gemm", [x, net.weight("w", w)], "g", "y", transB=trans_b)
+    net.output("y", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    fields.store(net.model(), base / "model.onnx", form, ("w",))
+    out = Output(base / "out", base / "model.onnx", base / "none")
+    line = ("export", "--model", out.model, "--save-path", out.folder / "m", "--no-fsync")
+    assert quantfold(*line, "--weight-only", "w8a16", "--external", "always").code == 0
+    return out, ("--against", out.model, "--weight-only", "w8a16")
+
+
+def flip_middle(folder: Path, name: str) -> None:
+    """A bit in the middle of a tensor of the deploy model, wherever that is."""
+
+    def work(data: bytearray) -> None:
+        data[len(data) // 2 + 1] ^= 8
+
+    def inline(t: TensorProto) -> None:
+        data = bytearray(t.raw_data)
+        work(data)
+        t.raw_data = bytes(data)
+
+    spoiler = Spoiler(folder, random.Random(0))
+    file = folder / f"{name}_deploy.external"
+    if file.exists():
+        spoiler.bytes(file.name, work)
+    else:
+        spoiler.tensor(DEPLOY, name, inline)
+
+
+def test_found_scales_are_found_again(quantfold, weight_only, tmp_path):
+    """Sound as it is; a spoilt integer and a spoilt scale are named."""
+    o, args = weight_only
+    found = verify(quantfold, o.folder / "m", *args)
+    assert found["ok"] and found["recomputed"] > 12_000, errors(found)
+    for part in ("quantized", "scale"):
+        folder = tmp_path / part
+        shutil.copytree(o.folder, folder)
+        flip_middle(folder, f"w.{part}")
+        found = errors(verify(quantfold, folder / "m", *args))
+        said = [f for f in found if f["check"] == "against"]
+        assert len(said) == 1 and part in said[0]["item"], found
+        assert "as recomputed from the source" in said[0]["message"]
+
+
+def test_integers_in_varints_are_compared(quantfold, of_all_dtypes, tmp_path):
+    """Of an output that was saved again: the numbers are the same, the file is not."""
+    o, folder = of_all_dtypes["raw"], tmp_path / "out"
+    shutil.copytree(o.folder, folder)
+    rewrite(folder, "packed")
+    found = errors(verify(quantfold, folder / "m", *against(o)))
+    assert found and all("the file has" in f["message"] for f in found), found
+    s = Spoiler(folder, random.Random(0))
+    s.values(DEPLOY, "c.weight", add_first(1))
+    s.values(FAKE, "c.weight", add_first(1))
+    found = errors(verify(quantfold, folder / "m", *against(o)))
+    said = [f for f in found if f["check"] == "against" and f["item"] == "c.weight"]
+    assert len(said) == 2 and all("element 0" in f["message"] for f in said), found
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_source_that_is_not_finite(quantfold, of_all_dtypes, value, tmp_path):
+    """Which an export refuses, so that the output cannot be of it."""
+    o = of_all_dtypes["raw"]
+    model = onnx.load(str(o.model))
+    weight = next(t for t in model.graph.initializer if t.name == "c.weight")
+    array = numpy_helper.to_array(weight).copy()
+    array.reshape(-1)[7] = value
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    line = ("--against", tmp_path / "model.onnx", "--record", o.record)
+    found = errors(verify(quantfold, o.folder / "m", *line))
+    assert any(f"'c.weight' holds {value} at element 7" in f["message"] for f in found), found
