@@ -195,3 +195,366 @@ def test_every_kind_is_sound(quantfold, kinds, kind):
     assert found["ok"], errors(found)
     assert found["checks"]["agreement"]["done"] and found["recomputed"] > 0
     assert found["layers"] == found["agreeing"] or "weight-only" in " ".join(map(str, args))
+
+
+# ---- ways to spoil them --------------------------------------------------------------------------
+
+BOTH = {"agreement", "against"}
+RULES = {"structure", "against"}
+EVERY = BOTH | RULES
+
+
+def at(which: str, node: str, change: Callable) -> Callable[[Spoiler], None]:
+    """A change of a node."""
+    return lambda s: s.node(which, node, change)
+
+
+def attribute(which: str, node: str, name: str, **fields) -> Callable[[Spoiler], None]:
+    return lambda s: s.attribute(which, node, name, **fields)
+
+
+def value(which: str, name: str, change: Callable) -> Callable[[Spoiler], None]:
+    return lambda s: s.values(which, name, change)
+
+
+def tensor(which: str, name: str, change: Callable) -> Callable[[Spoiler], None]:
+    return lambda s: s.tensor(which, name, change)
+
+
+def edit(which: str, change: Callable) -> Callable[[Spoiler], None]:
+    return lambda s: s.edit(which, change)
+
+
+def drop_attribute(name: str) -> Callable:
+    def work(node: onnx.NodeProto) -> None:
+        kept = [a for a in node.attribute if a.name != name]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+    return work
+
+
+def drop_node(name: str) -> Callable:
+    """Those that read it read what it read."""
+
+    def work(model: onnx.ModelProto) -> None:
+        gone = next(n for n in model.graph.node if n.name == name)
+        for n in model.graph.node:
+            for i, read in enumerate(n.input):
+                if read == gone.output[0]:
+                    n.input[i] = gone.input[0]
+        model.graph.node.remove(gone)
+
+    return work
+
+
+def twice(node: onnx.NodeProto) -> None:
+    node.attribute.append(node.attribute[0])
+
+
+def reshape(*dims: int) -> Callable:
+    def work(t: TensorProto) -> None:
+        del t.dims[:]
+        t.dims.extend(dims)
+
+    return work
+
+
+def cast_data(dtype) -> Callable:
+    """Another dtype with the same numbers."""
+
+    def work(t: TensorProto) -> None:
+        t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(dtype), t.name))
+
+    return work
+
+
+def import_domain(name: str) -> Callable:
+    return lambda m: m.opset_import.append(helper.make_opsetid(name, 1))
+
+
+def pass_through(model: onnx.ModelProto) -> None:
+    """A node between the graph's output and what makes it."""
+    model.graph.node[-1].output[0] = "inner"
+    model.graph.node.append(helper.make_node("Identity", ["inner"], ["y"], "outer"))
+
+
+def list_initializer(model: onnx.ModelProto) -> None:
+    kind = helper.make_tensor_value_info("shift", TensorProto.FLOAT, [1, 8, 1, 1])
+    model.graph.input.append(kind)
+
+
+def move_first(name: str) -> Callable:
+    def work(model: onnx.ModelProto) -> None:
+        nodes = list(model.graph.node)
+        nodes.sort(key=lambda n: n.name != name)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+
+    return work
+
+
+def odd(name: str) -> Callable[[onnx.ModelProto], onnx.AttributeProto]:
+    """An attribute of the node that no standard operator has."""
+
+    def find(model: onnx.ModelProto) -> onnx.AttributeProto:
+        node = next(n for n in model.graph.node if n.name == "odd")
+        return next(a for a in node.attribute if a.name == name)
+
+    return find
+
+
+def in_odd(name: str, change: Callable) -> Callable[[Spoiler], None]:
+    return edit(FAKE, lambda m: change(odd(name)(m)))
+
+
+def first_value(t: TensorProto) -> None:
+    array = numpy_helper.to_array(t).copy()
+    array.reshape(-1)[0] += 1
+    t.CopyFrom(numpy_helper.from_array(array, t.name))
+
+
+def branch(change: Callable) -> Callable[[onnx.ModelProto], None]:
+    """A change of a branch that has a layer."""
+
+    def work(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.name == "choose")
+        change(node.attribute[0].g)
+
+    return work
+
+
+MADE = "c.quant.fakequant"
+CORRUPTIONS = {
+    # before opset 11
+    "bound of a Clip": Corruption(
+        attribute(FAKE, f"{MADE}.clip", "max", f=126.0), EVERY, MADE, "old"
+    ),
+    "bound of a Clip missing": Corruption(
+        at(FAKE, f"{MADE}.clip", drop_attribute("max")), EVERY, MADE, "old"
+    ),
+    "number that rounds": Corruption(
+        value(FAKE, f"{MADE}.round_magic", add_first(1)), RULES, "does not round", "old"
+    ),
+    "other number subtracted": Corruption(
+        rename_input(FAKE, f"{MADE}.round", 1, f"{MADE}.scale.output0"),
+        RULES,
+        "does not round",
+        "old",
+    ),
+    "Add that rounds": Corruption(
+        at(FAKE, f"{MADE}.round_up", setter(op_type="Mul")), RULES, "does not round", "old"
+    ),
+    "opset too new in both": Corruption(
+        both(lambda s, w: s.edit(w, lambda m: setter(version=13)(m.opset_import[0]))),
+        RULES,
+        "operator set 13",
+        "old",
+    ),
+    # 16-bit floats
+    "Cast before the arithmetic": Corruption(
+        attribute(FAKE, f"{MADE}.cast", "to", i=TensorProto.DOUBLE),
+        RULES,
+        "does not cast to float32",
+        "half",
+    ),
+    "Cast behind the arithmetic": Corruption(
+        attribute(FAKE, "c.fakedequant.cast", "to", i=TensorProto.DOUBLE),
+        BOTH,
+        "c.fakedequant.cast",
+        "half",
+    ),
+    "Cast of a state": Corruption(
+        attribute(FAKE, "lstm.initial_c.cast", "to", i=TensorProto.DOUBLE),
+        BOTH,
+        "lstm.initial_c.cast",
+        "half rnn",
+    ),
+    "Cast of an output": Corruption(
+        attribute(FAKE, "lstm.output1.cast", "to", i=TensorProto.FLOAT),
+        BOTH,
+        "lstm.output1.cast",
+        "half rnn",
+    ),
+    "state of the half LSTM": Corruption(
+        rename_input(FAKE, "lstm.initial_c.cast", 0, "h"), BOTH, "lstm", "half rnn"
+    ),
+    # four bits
+    "type of the bias' Cast": Corruption(
+        attribute(DEPLOY, "c.bias_quant", "to", i=10), RULES, "the bias is cast", "four bits"
+    ),
+    "Cast of the bias missing": Corruption(
+        edit(DEPLOY, drop_node("c.bias_quant")), RULES, "there is no Cast", "four bits"
+    ),
+    "Cast of another bias": Corruption(
+        rename_input(DEPLOY, "c.bias_quant", 0, "c.dequant.param"), EVERY, "c", "four bits"
+    ),
+    "bias no constant": Corruption(
+        rename_input(DEPLOY, "c.bias_quant", 0, "x"), EVERY, "not a constant", "four bits"
+    ),
+    "bit of a native int4 weight": Corruption(
+        lambda s: s.bytes(DEPLOY, flip_weight("c.weight", DEPLOY, s)), BOTH, "c.weight", "native"
+    ),
+    "bit beside native int4": Corruption(
+        value(FAKE, "c.weight", add_first(1)), BOTH, "c.weight", "native as int8"
+    ),
+    "end of a long row": Corruption(
+        value(DEPLOY, "g.weight", lambda f: f.__setitem__(-1, f[-1] ^ 0x10)),
+        BOTH,
+        "element 280003",
+        "wide",
+    ),
+    "middle of a long row": Corruption(
+        value(DEPLOY, "g.weight", lambda f: f.__setitem__(40_000, f[40_000] ^ 1)),
+        BOTH,
+        "element 40000 ",
+        "wide as int8",
+    ),
+    # pairs that stay
+    "scale of AscendAntiQuant": Corruption(
+        attribute(DEPLOY, "in_q.anti_quant", "scale", f=0.5), EVERY, "in_q.anti_quant", "pairs"
+    ),
+    "offset of AscendAntiQuant": Corruption(
+        attribute(DEPLOY, "in_q.anti_quant", "offset", f=7.0), RULES, "in_q.anti_quant", "pairs"
+    ),
+    "dst_type of AscendAntiQuant": Corruption(
+        attribute(DEPLOY, "in_q.anti_quant", "dst_type", s=b"INT16"),
+        RULES,
+        "in_q.anti_quant",
+        "pairs",
+    ),
+    "AscendAntiQuant of floats": Corruption(
+        rename_input(DEPLOY, "in_q.anti_quant", 0, "x"), EVERY, "must read an AscendQuant", "pairs"
+    ),
+    "scale behind a pair": Corruption(
+        value(FAKE, "in_q.anti_quant.fake_antiquant.scale", add_first(1)),
+        BOTH,
+        "in_q.anti_quant.fake_antiquant.mul",
+        "pairs",
+    ),
+    # what few models have
+    "value of a sparse initializer": Corruption(
+        edit(FAKE, lambda m: first_value(m.graph.sparse_initializer[0].values)),
+        BOTH,
+        "thin",
+        "odd",
+    ),
+    "place of a sparse initializer": Corruption(
+        edit(FAKE, lambda m: first_value(m.graph.sparse_initializer[0].indices)),
+        BOTH,
+        "thin.places",
+        "odd",
+    ),
+    "sparse initializer missing": Corruption(
+        edit(FAKE, lambda m: m.graph.sparse_initializer.pop()), BOTH, "thin", "odd"
+    ),
+    "sparse initializer too many": Corruption(
+        edit(FAKE, lambda m: m.graph.sparse_initializer.append(sparse_tensor("more"))),
+        BOTH,
+        "more",
+        "odd",
+    ),
+    "tensor of a list": Corruption(
+        in_odd("tensors", lambda a: first_value(a.tensors[1])), BOTH, "t1", "odd"
+    ),
+    "tensor of a list missing": Corruption(
+        in_odd("tensors", lambda a: a.tensors.pop()), BOTH, "'tensors'", "odd"
+    ),
+    "graph of a list": Corruption(
+        in_odd("graphs", lambda a: setter(f=9)(a.graphs[1].node[0].attribute[0])),
+        BOTH,
+        "level1",
+        "odd",
+    ),
+    "graph of a list missing": Corruption(
+        in_odd("graphs", lambda a: a.graphs.pop()), BOTH, "'graphs'", "odd"
+    ),
+    "sparse attribute": Corruption(
+        in_odd("sparse", lambda a: first_value(a.sparse_tensor.values)), BOTH, "one", "odd"
+    ),
+    "sparse attribute of a list": Corruption(
+        in_odd("many", lambda a: first_value(a.sparse_tensors[1].indices)),
+        BOTH,
+        "second.places",
+        "odd",
+    ),
+    "sparse attribute missing": Corruption(
+        in_odd("many", lambda a: a.sparse_tensors.pop()), BOTH, "'many'", "odd"
+    ),
+    # layers in branches
+    "node behind its readers": Corruption(
+        edit(DEPLOY, move_first("choose")), RULES, "before it is made", "branches"
+    ),
+    "input of a branch": Corruption(
+        edit(FAKE, branch(lambda g: setter(op_type="Tanh")(g.node[-1]))), BOTH, "r", "branches"
+    ),
+    "initializer of a branch": Corruption(
+        edit(FAKE, branch(lambda g: first_value(g.initializer[0]))), BOTH, "w", "branches"
+    ),
+    # weights that are quantized alone
+    "type of the scales": Corruption(
+        both(lambda s, w: s.tensor(w, "w.scale", cast_data(np.float64))),
+        RULES,
+        "expected a float",
+        "groups",
+    ),
+    "type of the integers": Corruption(
+        both(lambda s, w: s.tensor(w, "w.quantized", setter(data_type=TensorProto.UINT8))),
+        RULES,
+        "expected int8 or int4",
+        "groups",
+    ),
+    "size of the blocks": Corruption(
+        both(lambda s, w: s.attribute(w, "w.dequantize", "block_size", i=8)),
+        RULES,
+        "block_size 8",
+        "groups",
+    ),
+    "axis of the scales": Corruption(
+        both(lambda s, w: s.attribute(w, "w.dequantize", "axis", i=2)),
+        RULES,
+        "axis 2",
+        "groups",
+    ),
+    "scale of 16 bits": Corruption(
+        value(DEPLOY, "w.scale", set_first(-1)), EVERY, "w.scale", "half scales"
+    ),
+    # a copy of the source
+    "text of a copy": Corruption(
+        edit(FAKE, setter(doc_string="changed")), {"against"}, "as it is", "copies"
+    ),
+    "weight of a copy": Corruption(
+        value(DEPLOY, "c.weight", add_first(1)), BOTH, "as it is", "copies"
+    ),
+}
+
+
+def flip_weight(name: str, which: str, s: Spoiler) -> Callable[[bytearray], None]:
+    """A bit of raw data, found by its bytes."""
+    model = onnx.load(str(s.folder / which))
+    raw = next(t.raw_data for t in model.graph.initializer if t.name == name)
+
+    def work(data: bytearray) -> None:
+        data[bytes(data).index(raw) + 5] ^= 0x20
+
+    return work
+
+
+def assert_found(quantfold, folder: Path, args: tuple, c: Corruption) -> None:
+    """By the checks that must find it, with the inputs and without; and named."""
+    found = errors(verify(quantfold, folder / "m", *args))
+    assert c.checks <= {f["check"] for f in found}, found
+    texts = [" ".join((f["file"], f["item"], f["message"])) for f in found]
+    assert any(c.names in t for t in texts), texts
+    alone = errors(verify(quantfold, folder / "m"))
+    assert c.checks - {"against"} <= {f["check"] for f in alone}, alone
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruption_is_found(quantfold, kinds, name, tmp_path):
+    c = CORRUPTIONS[name]
+    o, args = kinds[c.kind]
+    folder = tmp_path / "out"
+    shutil.copytree(o.folder, folder)
+    c.spoil(Spoiler(folder, random.Random(0)))
+    assert_found(quantfold, folder, args, c)
