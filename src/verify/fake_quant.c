@@ -236,6 +236,54 @@ static bool is_quantized_rnn(const qf_node *node)
            qf_stem(mul->name, ".anti_quant.fake_antiquant.mul");
 }
 
+/* ---- layers of other floats than float32 ---- */
+
+/* The dtype that the model says a value has, 0 if it says none. */
+static int32_t declared_type(const qf_value *value)
+{
+    const Onnx__ValueInfoProto *info = value->result_count ? value->results[0] : value->info;
+    bool typed =
+        info && info->type && info->type->value_case == ONNX__TYPE_PROTO__VALUE_TENSOR_TYPE;
+    return typed ? info->type->tensor_type->elem_type : 0;
+}
+
+/* Whether a Cast makes the layer's dtype again of what its arithmetic makes. */
+static bool is_result_cast(const qf_node *cast)
+{
+    const qf_node *from = cast->inputs[0]->producer;
+    if (!from)
+        return false;
+    if (qf_stem(from->name, ".fakedequant.mul"))
+        return qf_stem(cast->name, ".fakedequant.cast") > 0;
+    size_t n = strlen(from->name), stem = qf_stem(cast->name, ".cast");
+    return is_quantized_rnn(from) && stem > n && strncmp(cast->name, from->name, n) == 0 &&
+           strncmp(cast->name + n, ".output", strlen(".output")) == 0;
+}
+
+/* Whether a Cast makes float32 of the state that an LSTM takes as it is. */
+static bool is_state_cast(const qf_node *cast)
+{
+    const qf_node *user = qf_value_only_user(cast->outputs[0]);
+    return user && is_quantized_rnn(user) && qf_is_name(cast->name, user->name, ".initial_c.cast");
+}
+
+static void check_cast(const fake_check *c, const qf_node *cast)
+{
+    int64_t to = qf_node_int(cast, "to", 0);
+    int32_t declared = declared_type(cast->outputs[0]);
+    bool narrow = to == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16 ||
+                  to == ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16 ||
+                  to == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE;
+    if (is_result_cast(cast) && (!narrow || (declared && to != declared)))
+        qf_subject_note(c->s, cast->name,
+                        "the layer's output is cast to type %lld; expected the layer's own dtype, "
+                        "another float than float32",
+                        (long long)to);
+    if (is_state_cast(cast) && to != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)
+        qf_subject_note(c->s, cast->name, "the state is cast to type %lld; expected 1, float32",
+                        (long long)to);
+}
+
 qf_status qf_check_fake_quant(qf_subject *s, uint64_t *layers, qf_error *err)
 {
     fake_check c = {.s = s, .layers = layers, .err = err};
@@ -248,6 +296,9 @@ qf_status qf_check_fake_quant(qf_subject *s, uint64_t *layers, qf_error *err)
             status = check_dequant(&c, node);
         else if (is_quantized_rnn(node))
             *layers += 1;
+        else if (qf_node_is(node, "Cast") && node->input_count == 1 && node->inputs[0] &&
+                 qf_node_output(node))
+            check_cast(&c, node);
     }
     if (status == QF_OK)
         check_strays(&c);
