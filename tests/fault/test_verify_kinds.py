@@ -558,3 +558,176 @@ def test_corruption_is_found(quantfold, kinds, name, tmp_path):
     shutil.copytree(o.folder, folder)
     c.spoil(Spoiler(folder, random.Random(0)))
     assert_found(quantfold, folder, args, c)
+
+
+# ---- rules of single models ----------------------------------------------------------------------
+
+
+def reread(name: str, old: str, new: str) -> Callable[[onnx.ModelProto], None]:
+    """An input of a node."""
+
+    def work(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.name == name)
+        node.input[list(node.input).index(old)] = new
+
+    return work
+
+
+LSTM = "BasicLSTMInplaceFillWindowCache"
+PLAIN = {
+    # AscendQuant and AscendDequant
+    "AscendQuant of nobody": Corruption(
+        edit(DEPLOY, reread("d", "d.quant.output0", "r:out")), EVERY, "nothing reads"
+    ),
+    "AscendQuant of two outputs": Corruption(
+        at(DEPLOY, "c.quant", lambda n: n.output.append("more")), RULES, "2 outputs"
+    ),
+    "AscendDequant of no layer": Corruption(
+        edit(DEPLOY, reread("c.dequant", "c:out", "x")), EVERY, "does not come behind"
+    ),
+    "sums that others read": Corruption(
+        edit(DEPLOY, reread("r", "c.dequant.output0", "c:out")), EVERY, "also read by others"
+    ),
+    "AscendDequant of another domain": Corruption(
+        at(DEPLOY, "c.dequant", setter(domain="npu")), RULES, "of domain 'npu'"
+    ),
+    "attribute twice": Corruption(at(DEPLOY, "c.quant", twice), RULES, "twice"),
+    "parameter no initializer": Corruption(
+        edit(DEPLOY, reread("c.dequant", "c.dequant.param", "x")), RULES, "packed dequant scales"
+    ),
+    # layers
+    "kernel_shape": Corruption(
+        at(DEPLOY, "c", lambda n: next(a for a in n.attribute if a.ints == [3, 3]).ints.pop()),
+        EVERY,
+        "kernel_shape",
+    ),
+    "no group": Corruption(attribute(DEPLOY, "c", "group", i=0), EVERY, "group is 0"),
+    "group that does not divide": Corruption(
+        attribute(DEPLOY, "c", "group", i=4), EVERY, "multiple of group"
+    ),
+    "weight of one dimension": Corruption(
+        tensor(DEPLOY, "g.weight", reshape(5760)), EVERY, "expected a matrix"
+    ),
+    "weight turned": Corruption(attribute(DEPLOY, "g", "transB", i=1), EVERY, "transB is 1"),
+    "weight no constant": Corruption(
+        edit(DEPLOY, reread("c", "c.weight", "x")), EVERY, "is not a constant"
+    ),
+    # the arithmetic of fake_quant
+    "scale infinite": Corruption(
+        value(FAKE, f"{MADE}.scale", set_first(np.inf)), EVERY, "its scale is inf"
+    ),
+    "offset no integer": Corruption(
+        value(FAKE, f"{MADE}.offset", set_first(0.5)), EVERY, "no integer in its range"
+    ),
+    "other offset subtracted": Corruption(
+        edit(FAKE, reread(f"{MADE}.sub", f"{MADE}.offset.output0", f"{MADE}.scale.output0")),
+        RULES,
+        "subtract the offset",
+    ),
+    "scale as an integer": Corruption(
+        tensor(FAKE, "c.fakedequant.dqscale", cast_data(np.int32)), RULES, "c.fakedequant.mul"
+    ),
+    "scale as an unknown float": Corruption(
+        tensor(FAKE, "c.fakedequant.dqscale", cast_data(np.float64)), RULES, "expected float32"
+    ),
+    "scales behind another": Corruption(
+        edit(FAKE, reread("c.fakedequant.mul", "c:out", "x")), EVERY, "does not come behind layer"
+    ),
+    "scales no Mul": Corruption(
+        at(FAKE, "c.fakedequant.mul", setter(op_type="Div")), EVERY, "c.fakedequant.mul"
+    ),
+    "float weight no constant": Corruption(
+        edit(FAKE, reread("c", "c.weight", "x")), EVERY, "is not a constant"
+    ),
+    "weight of another dtype": Corruption(
+        tensor(FAKE, "c.weight", setter(data_type=TensorProto.INT32)), RULES, "is int32"
+    ),
+    # graphs
+    "no op_type": Corruption(at(DEPLOY, "r", setter(op_type="")), EVERY, "no op_type"),
+    "marker left": Corruption(
+        at(DEPLOY, "r", setter(op_type="QuantIdentity")), EVERY, "QuantIdentity"
+    ),
+    "initializer as an input": Corruption(
+        edit(DEPLOY, list_initializer), EVERY, "listed as a graph input"
+    ),
+    "domain of markers": Corruption(
+        edit(DEPLOY, import_domain("custom_op_domain")), EVERY, "custom_op_domain"
+    ),
+    "output of another node": Corruption(edit(FAKE, pass_through), BOTH, "outer"),
+    "version of the format": Corruption(edit(FAKE, setter(ir_version=7)), BOTH, "ir_version is 7"),
+    "training graph": Corruption(
+        edit(FAKE, lambda m: m.training_info.add()), BOTH, "1 training graphs"
+    ),
+    # recurrent layers
+    "quant_dtype": Corruption(
+        attribute(DEPLOY, "lstm", "quant_dtype", i=3), RULES, "quant_dtype is 3", "rnn"
+    ),
+    "scale of a state": Corruption(
+        attribute(DEPLOY, "lstm", "quant_scale_h", f=-1.0), EVERY, "quant_scale_h is -1", "rnn"
+    ),
+    "square roots": Corruption(
+        attribute(DEPLOY, "lstm", "quant_sqrt_mode_x", i=1), RULES, "quant_sqrt_mode", "rnn"
+    ),
+    "direction": Corruption(
+        attribute(DEPLOY, "lstm", "direction", s=b"reverse"), RULES, "direction", "rnn"
+    ),
+    "W no constant": Corruption(
+        edit(DEPLOY, reread("lstm", "W", "x")), RULES, "input 1 is not a constant", "rnn"
+    ),
+    "dtype of W": Corruption(
+        tensor(DEPLOY, "W", setter(data_type=TensorProto.UINT8)), EVERY, "is uint8", "rnn"
+    ),
+    "bias too long": Corruption(
+        tensor(DEPLOY, "B", reshape(2, 32)), RULES, "expected [1, 64]", "rnn"
+    ),
+    "clean_cache": Corruption(
+        at(DEPLOY, "lstm", lambda n: n.input.__setitem__(7, "h")), RULES, "clean_cache", "rnn"
+    ),
+    "inputs too few": Corruption(
+        at(DEPLOY, "lstm", lambda n: n.input.pop()), RULES, "8 inputs", "rnn"
+    ),
+    "float bias too long": Corruption(
+        tensor(FAKE, "B", reshape(2, 32)), BOTH, "those of the bias", "rnn"
+    ),
+    "dtype of the float bias": Corruption(
+        tensor(FAKE, "B", cast_data(np.float64)), BOTH, "float form", "rnn"
+    ),
+    "operator of the layer": Corruption(
+        at(FAKE, "lstm", setter(op_type="RNN")), BOTH, "expected LSTM", "rnn"
+    ),
+    "float W of another shape": Corruption(
+        tensor(FAKE, "W", reshape(1, 6, 32)), BOTH, "do not belong to the weight", "rnn"
+    ),
+    "R for W": Corruption(edit(FAKE, reread("lstm", "W", "R")), BOTH, "input 1 is 'R'", "rnn"),
+    "Cast of int8 W": Corruption(
+        attribute(FAKE, "lstm.weight.cast", "to", i=TensorProto.DOUBLE),
+        BOTH,
+        "behind a Cast to float32",
+        "rnn_int8",
+    ),
+    "dims of W's scales": Corruption(
+        tensor(FAKE, "lstm.weight.scale", reshape(32, 1, 1)), BOTH, "do not have dims", "rnn_int8"
+    ),
+    "activation of W": Corruption(
+        edit(FAKE, reread("lstm", "lstm.anti_quant.fake_antiquant.mul.output0", "x")),
+        BOTH,
+        "does not come through",
+        "rnn",
+    ),
+    "scale behind the activation": Corruption(
+        value(FAKE, "lstm.anti_quant.fake_antiquant.scale", add_first(1)),
+        BOTH,
+        "whose reciprocal",
+        "rnn",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_rules_of_single_models(quantfold, outputs, name, tmp_path):  # noqa: F811
+    c = PLAIN[name]
+    o, folder = outputs[c.kind], tmp_path / "out"
+    shutil.copytree(o.folder, folder)
+    (folder / "m.manifest.json").unlink()
+    c.spoil(Spoiler(folder, random.Random(0)))
+    assert_found(quantfold, folder, ("--against", o.model, "--record", o.record), c)
