@@ -17,7 +17,7 @@ import pytest
 from nets import Net, conv
 from nets import random as normal
 from onnx import TensorProto, helper, numpy_helper
-from test_verify import Output, Spoiler, add_first, errors, setter, verify
+from test_verify import Output, Spoiler, add_first, errors, make_checkpoint, setter, verify
 
 import make_record
 from support import DEPLOY, FAKE, check_model, run_model, same_bits, sqnr_db
@@ -454,3 +454,55 @@ def test_a_source_that_is_not_finite(quantfold, of_all_dtypes, value, tmp_path):
     line = ("--against", tmp_path / "model.onnx", "--record", o.record)
     found = errors(verify(quantfold, o.folder / "m", *line))
     assert any(f"'c.weight' holds {value} at element 7" in f["message"] for f in found), found
+
+
+# ---- manifests and checkpoints -------------------------------------------------------------------
+
+
+def leave_folder(folder: Path) -> None:
+    """A model that is a link to one outside."""
+    (folder / DEPLOY).rename(folder.parent / "elsewhere.onnx")
+    (folder / DEPLOY).symlink_to(folder.parent / "elsewhere.onnx")
+
+
+def name_folder(folder: Path) -> None:
+    (folder / "below").mkdir()
+    Spoiler(folder, random.Random(0)).manifest(lambda m: m["files"][0].update(name="below"))
+
+
+def in_manifest(change: Callable) -> Callable[[Path], None]:
+    return lambda folder: Spoiler(folder, random.Random(0)).manifest(change)
+
+
+MANIFESTS = {
+    "link": (leave_folder, "a link out of the folder"),
+    "folder": (name_folder, "is a folder"),
+    "no files": (in_manifest(lambda m: m.pop("files")), "no 'files' or no 'hash'"),
+    "no hash": (in_manifest(lambda m: m.pop("hash")), "no 'files' or no 'hash'"),
+    "no name": (in_manifest(lambda m: m["files"][0].pop("name")), "no name or no size"),
+    "no size": (in_manifest(lambda m: m["files"][0].pop("bytes")), "no name or no size"),
+    "size no number": (
+        in_manifest(lambda m: m["files"][0].update(bytes="9")),
+        "no name or no size",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests_that_are_wrong(quantfold, of_all_dtypes, name, tmp_path):
+    o, folder = of_all_dtypes["raw"], tmp_path / "out"
+    quantfold.export(o.model, o.record, folder / "m", "--manifest")
+    assert verify(quantfold, folder / "m")["ok"]
+    spoil, words = MANIFESTS[name]
+    spoil(folder)
+    found = [f for f in errors(verify(quantfold, folder / "m")) if f["check"] == "manifest"]
+    assert any(words in f["message"] for f in found), found
+
+
+def test_a_checkpoint_is_not_recomputed(quantfold, tmp_path):
+    """Which is said, and no error."""
+    out = make_checkpoint(quantfold, tmp_path)
+    found = verify(quantfold, out, "--against", tmp_path / "source")
+    said = [f for f in found["findings"] if "not recomputed" in f["message"]]
+    assert found["ok"] and len(said) == 1 and said[0]["severity"] == "warning"
+    assert not found["checks"]["against"]["done"]

@@ -333,6 +333,12 @@ CORRUPTIONS = {
     "bound of a Clip missing": Corruption(
         at(FAKE, f"{MADE}.clip", drop_attribute("max")), EVERY, MADE, "old"
     ),
+    "bounds of other names": Corruption(
+        at(FAKE, f"{MADE}.clip", lambda n: setter(name="least")(n.attribute[0])),
+        EVERY,
+        "a Clip with both bounds",
+        "old",
+    ),
     "number that rounds": Corruption(
         value(FAKE, f"{MADE}.round_magic", add_first(1)), RULES, "does not round", "old"
     ),
@@ -588,6 +594,9 @@ PLAIN = {
     "sums that others read": Corruption(
         edit(DEPLOY, reread("r", "c.dequant.output0", "c:out")), EVERY, "also read by others"
     ),
+    "scale of AscendDequant": Corruption(
+        value(DEPLOY, "c.dequant.param", set_first(1 << 31)), EVERY, "holds the scale -0"
+    ),
     "AscendDequant of another domain": Corruption(
         at(DEPLOY, "c.dequant", setter(domain="npu")), RULES, "of domain 'npu'"
     ),
@@ -618,6 +627,9 @@ PLAIN = {
     ),
     "offset no integer": Corruption(
         value(FAKE, f"{MADE}.offset", set_first(0.5)), EVERY, "no integer in its range"
+    ),
+    "arithmetic of nothing": Corruption(
+        edit(FAKE, reread(f"{MADE}.mul", "x", "")), RULES, "reads nothing"
     ),
     "other offset subtracted": Corruption(
         edit(FAKE, reread(f"{MADE}.sub", f"{MADE}.offset.output0", f"{MADE}.scale.output0")),
