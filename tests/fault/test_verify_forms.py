@@ -506,3 +506,4 @@ def test_a_checkpoint_is_not_recomputed(quantfold, tmp_path):
     said = [f for f in found["findings"] if "not recomputed" in f["message"]]
     assert found["ok"] and len(said) == 1 and said[0]["severity"] == "warning"
     assert not found["checks"]["against"]["done"]
+    assert quantfold("verify", "-v", out).out.count("not made") == 2
