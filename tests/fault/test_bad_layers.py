@@ -188,3 +188,100 @@ def test_fields(quantfold, tmp_path, name):
     found = json.loads(result.out)["findings"]
     assert any(words in f["message"] and f["item"] == key for f in found), found
     assert not (tmp_path / "out").exists()
+
+
+# ---- QDQ models ----------------------------------------------------------------------------------
+
+
+def turned_weight() -> onnx.ModelProto:
+    """A Transpose between DequantizeLinear and a Conv."""
+    net = Net(opset=21, ir_version=10)
+    x = pair(net, net.input("x", normal(1, 4, 6, 6)), "in", Activation())
+    w = weight(net, normal(4, 2, 1, 1), "w", Weights(axis=None))
+    w = net.op("Transpose", [w], "turn", perm=[1, 0, 2, 3])
+    return finish(net, net.op("Conv", [x, w], "c"))
+
+
+def clipped_weight(constant: bool) -> onnx.ModelProto:
+    """Integers behind a Clip whose upper bound is a graph input, or of two elements."""
+    net, model = two_convs(Activation(), Weights("int8"))
+    graph = model.graph
+    if constant:
+        graph.initializer.append(integers([100, 100], "int8", "high"))
+    else:
+        graph.input.append(helper.make_tensor_value_info("high", TensorProto.INT8, []))
+    graph.initializer.append(integers(-128, "int8", "low"))
+    at = next(i for i, n in enumerate(graph.node) if n.name == "w1_dq")
+    graph.node[at].input[0] = "clipped"
+    graph.node.insert(at, helper.make_node("Clip", ["w1", "low", "high"], ["clipped"], "clip"))
+    return model
+
+
+def rescaled_weight() -> onnx.ModelProto:
+    """Another scale in DequantizeLinear than in QuantizeLinear."""
+    net, model = two_convs(Activation(), Weights(axis=None, integers=False))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "other"))
+    next(n for n in model.graph.node if n.name == "w1_dq").input[1] = "other"
+    return model
+
+
+def uneven_rnn(edit: Callable) -> onnx.ModelProto:
+    net, model = rnn("LSTM", True, None)
+    tensors = {t.name: t for t in model.graph.initializer}
+    edit(model, tensors)
+    return model
+
+
+def wider_state(model: onnx.ModelProto, tensors: dict) -> None:
+    """16 bits in initial_h, 8 in the input."""
+    tensors["hidden_z"].CopyFrom(integers(0, "int16", "hidden_z"))
+
+
+def narrower_recurrence(model: onnx.ModelProto, tensors: dict) -> None:
+    """4 bits in R, 8 in W."""
+    stored = numpy_helper.to_array(tensors["r"])
+    tensors["r"].CopyFrom(integers(stored // 16, "int4", "r"))
+    tensors["r_z"].CopyFrom(integers(0, "int4", "r_z"))
+    model.opset_import[0].version = 21
+    model.ir_version = 10
+
+
+def float_recurrence(model: onnx.ModelProto, tensors: dict) -> None:
+    """R in floats."""
+    tensors["r"].CopyFrom(numpy_helper.from_array(normal(1, 32, 8), "r"))
+    next(n for n in model.graph.node if n.op_type == "LSTM").input[2] = "r"
+    gone = next(n for n in model.graph.node if n.name == "r_dq")
+    model.graph.node.remove(gone)
+
+
+QDQ = {
+    "16 bits": (
+        lambda: two_convs(Activation(), Weights("int16", integers=False))[1],
+        "c1",
+        "its weight has 16 bits",
+    ),
+    "turned": (turned_weight, "c", "behind a Transpose of other than two dimensions"),
+    "clipped": (lambda: clipped_weight(False), "c1", "bounds that are not constant"),
+    "clipped to two": (lambda: clipped_weight(True), "c1", "bounds that are not constant"),
+    "rescaled": (rescaled_weight, "c1", "scales in QuantizeLinear and DequantizeLinear differ"),
+    "state": (lambda: uneven_rnn(wider_state), "rnn", "different numbers of bits"),
+    "recurrence": (lambda: uneven_rnn(narrower_recurrence), "rnn", "in different ways"),
+    "float recurrence": (lambda: uneven_rnn(float_recurrence), "rnn", "recurrence weight is not"),
+}
+
+
+@pytest.mark.parametrize("name", QDQ)
+def test_qdq_layers(quantfold, tmp_path, name):
+    """And it stays float if that is wished."""
+    make, layer, words = QDQ[name]
+    onnx.save(make(), tmp_path / "q.onnx")
+    line = ("export", "--model", tmp_path / "q.onnx", "--save-path", tmp_path / "m", "--json")
+    result = quantfold(*line)
+    found = json.loads(result.out)["findings"]
+    said = [f for f in found if f["severity"] == "error"]
+    assert result.code == 1 and said[0]["item"] == layer and words in said[0]["message"], found
+    assert not (tmp_path / DEPLOY).exists()
+    report = json.loads(quantfold(*line, "--on-unsupported", "float").out)
+    warned = [f for f in report["findings"] if f["severity"] == "warning" and f["item"] == layer]
+    assert any(words in f["message"] for f in warned), report["findings"]
+    assert layer not in [l["name"] for l in report.get("layers", [])]
