@@ -223,6 +223,37 @@ static void test_inputs_and_outputs_are_handed_on(void **state)
     free(data);
 }
 
+/* What a caller in C can ask for and the command line cannot. */
+static void test_names_and_axes_that_are_refused(void **state)
+{
+    (void)state;
+    char path[PATH];
+    static const char *const empty[] = {""}, *const none[] = {NULL}, *const both[] = {"a", "a"};
+    static const qf_dynamic_axis before = {"x", -1, NULL}, behind = {"x", 2, NULL},
+                                 nameless = {"x", 0, ""}, inner = {"w", 0, NULL};
+    static const struct {
+        qf_io_spec io;
+        const char *words;
+    } cases[] = {
+        {{.input_names = empty, .input_name_count = 1}, "name 1 is empty"},
+        {{.output_names = none, .output_name_count = 1}, "name 1 is empty"},
+        {{.input_names = both, .input_name_count = 2}, "2 names are given"},
+        {{.dynamic_axes = &before, .dynamic_axis_count = 1}, "axis -1 is negative"},
+        {{.dynamic_axes = &behind, .dynamic_axis_count = 1}, "'x'"},
+        {{.dynamic_axes = &nameless, .dynamic_axis_count = 1}, "the name of axis 0 is empty"},
+        {{.dynamic_axes = &inner, .dynamic_axis_count = 1}, "is not a graph input or output"},
+    };
+    qf_export_options o = options_for(path, "none/m");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        qf_error err;
+        assert_int_equal(
+            qf_save_quant_retrain_model(config, model, record, &o, &cases[i].io, NULL, &err),
+            QF_ERR_INPUT);
+        assert_non_null(strstr(err.message, cases[i].words));
+    }
+    assert_int_equal(access(in_folder(path, "none"), F_OK), -1);
+}
+
 static void test_what_may_be_null(void **state)
 {
     (void)state;
@@ -273,6 +304,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_one_call_writes_what_the_steps_write, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_inputs_and_outputs_are_handed_on, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_names_and_axes_that_are_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_what_may_be_null, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_a_file_that_is_missing_is_named, set_up, tear_down),
     };
