@@ -331,3 +331,76 @@ def test_zero_points_that_are_filled_in(quantfold, tmp_path, fill, value, form):
         assert "its bias 'b_dq:out' is not a constant" in layer_error(quantfold, tmp_path)
     else:
         assert agrees(quantfold, tmp_path, net)["layers"][0]["bias"]
+
+
+# ---- names and places of files -------------------------------------------------------------------
+
+
+def test_equal_names_of_branches_have_files_of_their_own(quantfold, tmp_path):
+    """Initializers of two Ifs, all called alike."""
+    net = Net()
+    y = net.op("MatMul", [net.input("x", random(2, 4)), net.weight("w", random(4, 300))], "m")
+    flag, seed = net.input("flag", np.array(True)), 20
+    for i in range(2):
+        graphs = []
+        for j in range(2):
+            inside = Net()
+            kept = inside.weight("k", random(2, 300, seed=seed))
+            inside.output(inside.op("Add", [y, kept], f"add{i}{j}"))
+            made = (inside.nodes, f"b{i}{j}", [], inside.outputs, inside.tensors)
+            graphs.append(helper.make_graph(*made))
+            seed += 1
+        y = net.op("If", [flag], f"if{i}", then_branch=graphs[0], else_branch=graphs[1])
+    net.output(y)
+    layers = {"m": scales(1)}
+    export(quantfold, tmp_path / "inside", net.model(), layers, "--external", "never")
+    export(quantfold, tmp_path / "outside", net.model(), layers, "--external", "always")
+    out = tmp_path / "outside" / "out"
+    for suffix in ("deploy", "fakequant"):
+        names = [f"k{n}_{suffix}.external" for n in ("", "~2", "~3", "~4")]
+        stored = {(out / n).read_bytes() for n in names}
+        assert stored == {random(2, 300, seed=s).tobytes() for s in range(20, 24)}
+    for value in (True, False):
+        assert_same_outputs(tmp_path, net.feeds | {"flag": np.array(value)})
+    assert quantfold("verify", out / "m").code == 0
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "é" * 200, "n" + "é" * 200, "語" * 150])
+def test_names_longer_than_those_of_files(quantfold, tmp_path, name):
+    """Cut between two characters, and told apart by a hash."""
+    net = Net()
+    y = net.op("MatMul", [net.input("x", random(2, 4)), net.weight("w", random(4, 300))], "m")
+    y = net.op("Add", [y, net.weight(f"{name}a", random(2, 300, seed=1))], "first")
+    net.output(net.op("Add", [y, net.weight(f"{name}b", random(2, 300, seed=2))], "second"))
+    export(quantfold, tmp_path / "inside", net.model(), {"m": scales(1)}, "--external", "never")
+    export(quantfold, tmp_path / "outside", net.model(), {"m": scales(1)}, "--external", "always")
+    assert_same_outputs(tmp_path, net.feeds)
+    out = tmp_path / "outside" / "out"
+    long = [p.name for p in out.iterdir() if "~" in p.name]
+    assert len(long) == 4 and all(len(n.encode()) <= 255 for n in long)
+    for file in long:
+        cut, _, rest = file.partition("~")
+        assert name.startswith(cut.encode("utf-8").decode("utf-8")) and len(cut) > 50, file
+        assert len(rest.partition("_")[0]) == 32
+
+
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_tensors_of_a_training_graph(quantfold, tmp_path, how):
+    """They are copied as they are, and not moved: nothing but a trainer reads them."""
+    net = constants_net()
+    model = net.model()
+    info = model.training_info.add()
+    for graph, seed in ((info.initialization, 31), (info.algorithm, 32)):
+        start = numpy_helper.from_array(random(30, 30, seed=seed), f"start{seed}")
+        node = helper.make_node("Identity", [start.name], [f"o{seed}"], f"n{seed}")
+        result = helper.make_tensor_value_info(f"o{seed}", TensorProto.FLOAT, [30, 30])
+        graph.CopyFrom(helper.make_graph([node], f"g{seed}", [], [result], [start]))
+    export(quantfold, tmp_path, model, {"c": scales(3)}, *OUTSIDE[how])
+    out = tmp_path / "out"
+    for name in (DEPLOY, FAKE):
+        made = onnx.load(out / name, load_external_data=False).training_info[0]
+        for graph, seed in ((made.initialization, 31), (made.algorithm, 32)):
+            kept = graph.initializer[0]
+            assert kept.name == f"start{seed}"
+            assert payload(kept, out) == random(30, 30, seed=seed).tobytes()
+    assert quantfold("verify", out / "m").code == 0
