@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_odd_models import close, export, record, rnn_scales, scales
 from test_qdq_graphs import Activation, Weights, finish, integers, pair, rnn, two_convs, weight
 
-from support import DEPLOY, FAKE
+from support import DEPLOY
 
 
 def conv_model(shape=(4, 2, 3, 3), turned=False, op="Conv", bias: int = 0, **attributes):

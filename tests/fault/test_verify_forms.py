@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_verify import Output, Spoiler, add_first, errors, make_checkpoint, setter, verify
 
 import make_record
-from support import DEPLOY, FAKE, check_model, run_model, same_bits, sqnr_db
+from support import DEPLOY, FAKE, run_model, sqnr_db
 
 # ---- functions -----------------------------------------------------------------------------------
 
