@@ -14,7 +14,7 @@ import pytest
 from fields import pack, store
 from nets import F32, Net, conv, random
 from onnx import TensorProto, helper, numpy_helper
-from test_odd_models import export, scales
+from test_odd_models import export, record, scales
 from test_qdq_graphs import Activation, Weights, deploy, finish, ops, pair, weight
 
 from support import DEPLOY, FAKE, check_model, payload, run_model, same_bits, sqnr_db
@@ -404,3 +404,41 @@ def test_tensors_of_a_training_graph(quantfold, tmp_path, how):
             assert kept.name == f"start{seed}"
             assert payload(kept, out) == random(30, 30, seed=seed).tobytes()
     assert quantfold("verify", out / "m").code == 0
+
+
+OUTSIDE_DTYPES = {
+    **FLOATS,
+    **{n: np.dtype(n).type for n in ("int8", "uint8", "int16", "uint16", "int32", "uint32")},
+    **{n: np.dtype(n).type for n in ("int64", "uint64", "bool", "complex64", "complex128")},
+    "int4": ml_dtypes.int4,
+    "uint4": ml_dtypes.uint4,
+}
+
+
+@pytest.mark.parametrize("form", ["raw", "packed"])
+def test_tensors_of_every_dtype_go_outside(quantfold, tmp_path, form):
+    """As raw bytes, whatever field they were in, an odd number of 4-bit elements too."""
+    net = Net(opset=21, ir_version=10)
+    net.op("MatMul", [net.input("x", random(2, 4)), net.weight("w", random(4, 6))], "m", "y")
+    net.output("y")
+    wanted = {}
+    for name, dtype in OUTSIDE_DTYPES.items():
+        low, high = (-8 if name[0] in "ifcb" else 0), (1 if name == "bool" else 7)
+        array = np.random.default_rng(1).integers(low, high, 2501, endpoint=True).astype(dtype)
+        wanted[name] = numpy_helper.from_array(array, name).raw_data
+        net.weight(name, array)
+    model = net.model()
+    (tmp_path / "src").mkdir()
+    store(model, tmp_path / "src" / "model.onnx", form, tuple(OUTSIDE_DTYPES))
+    (tmp_path / "r.txt").write_text(record({"m": scales(1)}))
+    prefix = tmp_path / "out" / "m"
+    quantfold.export(
+        tmp_path / "src" / "model.onnx", tmp_path / "r.txt", prefix, "--external", "always"
+    )
+    for which in (DEPLOY, FAKE):
+        loaded = onnx.load(tmp_path / "out" / which, load_external_data=False)
+        kept = {t.name: t for t in loaded.graph.initializer}
+        for name, raw in wanted.items():
+            assert kept[name].data_location == TensorProto.EXTERNAL, name
+            assert payload(kept[name], tmp_path / "out") == raw, name
+    assert quantfold("verify", prefix).code == 0

@@ -295,6 +295,62 @@ def test_batch_norm_with_absurd_factors_stays(quantfold, tmp_path):
     assert any(n.op_type == "BatchNormalization" for n in nodes)
 
 
+@pytest.mark.parametrize("dtype", [F32, np.float16, np.float64])
+def test_batch_norm_behind_any_float(quantfold, tmp_path, dtype):
+    """Folded into the weight and a bias of the layer's dtype, if the layer is quantized."""
+    m = bn_model(tensor("w", 3, 2, 1, 1, dtype=dtype))
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    for t in m.graph.initializer:
+        t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(dtype), t.name))
+    for v in (*m.graph.input, *m.graph.output):
+        v.type.tensor_type.elem_type = code
+    export(quantfold, tmp_path, m, {"c": scales(3)})
+    for name in (DEPLOY, FAKE):
+        nodes = onnx.load(tmp_path / "out" / name).graph.node
+        assert not any(n.op_type == "BatchNormalization" for n in nodes)
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 2, 4, 4)).astype(dtype)
+    if dtype is not np.float64:  # for which onnxruntime has no Conv
+        close(tmp_path, {"x": x}, 30)
+    w, factor = numpy_helper.to_array(m.graph.initializer[4]), F32(1) / np.sqrt(
+        F32(0.5) + F32(1e-5)
+    )
+    wanted = np.clip(np.rint(w.astype(F32) * factor / F32(0.02)), -128, 127)
+    stored = initializers(tmp_path / "out" / DEPLOY)
+    found = next(v for v in stored.values() if v.shape == (3, 2, 1, 1))
+    assert np.max(np.abs(found - wanted)) <= (1 if dtype is np.float16 else 0)
+
+
+def test_batch_norm_whose_statistics_are_read(quantfold, tmp_path):
+    """One that trains gives what it found out too, and stays."""
+    m = bn_model(tensor("w", 3, 2, 1, 1))
+    node = next(n for n in m.graph.node if n.name == "bn")
+    node.output.extend(["mean", "var"])
+    node.attribute.append(helper.make_attribute("training_mode", 1))
+    m.opset_import[0].version = 15
+    m.graph.output.append(value("mean", [3]))
+    export(quantfold, tmp_path, m, {"c": scales(3)})
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 2, 4, 4)).astype(F32)
+    close(tmp_path, {"x": x}, 25)
+    for name in (DEPLOY, FAKE):
+        nodes = onnx.load(tmp_path / "out" / name).graph.node
+        assert any(n.op_type == "BatchNormalization" for n in nodes)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_weight_that_is_not_finite_behind_batch_norm(quantfold, tmp_path, bad):
+    w = tensor("w", 3, 2, 1, 1)
+    array = numpy_helper.to_array(w).copy()
+    array.reshape(-1)[4] = bad
+    result = export(
+        quantfold,
+        tmp_path,
+        bn_model(numpy_helper.from_array(array, "w")),
+        {"c": scales(3)},
+        expect=1,
+    )
+    assert f"'w' holds {bad} at element 4" in result.err
+
+
 def test_rnn_with_two_wrong_weights(quantfold, tmp_path):
     inits = [tensor("W", 1, 8, 3), tensor("R", 1, 8, 2), tensor("B", 1, 16)]
     for t in inits[:2]:
