@@ -151,6 +151,24 @@ def test_input_that_is_an_output(quantfold, tmp_path):
     assert [o.name for o in graph.output] == ["copy", "out"]
 
 
+def test_an_output_that_is_listed_twice(quantfold, tmp_path):
+    """With a name for each place, each has a tensor of its own."""
+    twice = [value("y", [1, 3, 4, 4])] * 2
+    m = model(
+        [conv("x", "w", "y", "c")], [value("x", [1, 2, 4, 4])], twice, [tensor("w", 3, 2, 1, 1)]
+    )
+    result = export(quantfold, tmp_path, m, {"c": scales(3)}, "--output-names", "a,a", expect=1)
+    assert "'a' is given twice" in result.err
+    export(quantfold, tmp_path, m, {"c": scales(3)}, "--output-names", "a,b")
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 2, 4, 4)).astype(F32)
+    a, b = run_model(tmp_path / "out" / FAKE, {"x": x})
+    assert np.array_equal(a, b)
+    del m.graph.output[1]
+    onnx.save(m, tmp_path / "model.onnx")
+    (exact,) = run_model(tmp_path / "model.onnx", {"x": x})
+    assert np.max(np.abs(a - exact)) < 0.1
+
+
 @pytest.mark.parametrize("op,gates", [("LSTM", 4), ("GRU", 3)])
 def test_float16_rnn(quantfold, tmp_path, op, gates):
     inits = [tensor(n, 1, gates * 2, k, dtype=np.float16) for n, k in (("W", 3), ("R", 2))]
