@@ -290,7 +290,8 @@ qf_status qf_check_fake_quant(qf_subject *s, uint64_t *layers, qf_error *err)
     qf_status status = QF_OK;
     for (size_t i = 0; status == QF_OK && i < s->ir.node_count; i++) {
         qf_node *node = s->ir.by_id[i];
-        if (qf_stem(node->name, ".fakequant.sub"))
+        /* a node of the source may have such a name */
+        if (qf_stem(node->name, ".fakequant.sub") && qf_node_is(node, "Sub"))
             status = check_quant(&c, node);
         else if (qf_stem(node->name, ".fakedequant.mul"))
             status = check_dequant(&c, node);

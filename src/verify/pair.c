@@ -70,7 +70,7 @@ static qf_node *behind_cast(const qf_pairing *p, qf_node *node, qf_node *cast)
 static qf_status pair_quant(qf_pairing *p, const qf_node *node, qf_counterpart *c)
 {
     c->node = find_part(p, node, strlen(node->name), ".fakequant.sub");
-    if (!c->node)
+    if (!c->node || !qf_node_is(c->node, "Sub"))
         c->node = find_by_reader(p, node);
     if (!c->node)
         return QF_OK;

@@ -15,7 +15,7 @@ import pytest
 from nets import Net, conv, gemm
 from nets import random as normal
 from onnx import TensorProto, helper, numpy_helper
-from test_qdq_graphs import residual
+from test_qdq_graphs import Activation, Weights, pair, residual, weight
 from test_verify import (
     Corruption,
     Output,
@@ -132,6 +132,25 @@ def branches_model() -> onnx.ModelProto:
     return net.model()
 
 
+def taken_names_model() -> onnx.ModelProto:
+    """A node of the source has the name that the end of a quantization would get."""
+    model = conv_net().model()
+    next(n for n in model.graph.node if n.name == "r").name = "c.quant.fakequant.sub"
+    return model
+
+
+def half_pairs_model() -> onnx.ModelProto:
+    """A residual Add of float16, with a pair on each side."""
+    net, half = Net(opset=21, ir_version=10), np.float16
+    a = Activation(scale_dtype=half)
+    first = pair(net, net.input("x", normal(2, 4, 6, 6).astype(half)), "in", a)
+    w = weight(net, normal(4, 4, 1, 1, seed=1), "w", Weights(scale_dtype=half))
+    c = net.op("Conv", [first, w], "c")
+    y = net.op("Add", [pair(net, c, "branch", a), first], "add", "y")
+    net.output(net.op("Relu", [y], "r", "z"), TensorProto.FLOAT16)
+    return net.model()
+
+
 def matrix_net(dtype=np.float32) -> Net:
     net = Net(opset=21, ir_version=10)
     x = net.input("x", normal(3, 16).astype(dtype))
@@ -155,6 +174,8 @@ SOURCES: dict[str, tuple] = {
     "wide": (lambda: wide_net().model(), records(("g", 1), wts="INT4"), ()),
     "half rnn": (lambda: half_rnn_net().model(), HALF_RNN_RECORD, ()),
     "pairs": (lambda: residual()[1], None, ("--from", "qdq")),
+    "half pairs": (half_pairs_model, None, ("--from", "qdq")),
+    "taken names": (taken_names_model, CONV_RECORD, ()),
     "odd": (odd_attributes_model, CONV_RECORD, ()),
     "branches": (branches_model, records(("m0", 1), ("m1", 1)), ()),
     "groups": (lambda: matrix_net().model(), None, ("--weight-only", "w8a16:group=4")),
@@ -438,6 +459,15 @@ CORRUPTIONS = {
         "in_q.anti_quant.fake_antiquant.mul",
         "pairs",
     ),
+    "Cast behind a pair": Corruption(
+        attribute(FAKE, "in_q.anti_quant.fake_antiquant.mul.cast", "to", i=TensorProto.FLOAT),
+        BOTH,
+        "in_",
+        "half pairs",
+    ),
+    "scale under a taken name": Corruption(
+        value(FAKE, f"{MADE}.scale", add_first(1)), BOTH, "c.quant.fakequant.sub", "taken names"
+    ),
     # what few models have
     "value of a sparse initializer": Corruption(
         edit(FAKE, lambda m: first_value(m.graph.sparse_initializer[0].values)),
@@ -596,6 +626,9 @@ PLAIN = {
     ),
     "scale of AscendDequant": Corruption(
         value(DEPLOY, "c.dequant.param", set_first(1 << 31)), EVERY, "holds the scale -0"
+    ),
+    "domain by its name": Corruption(
+        at(DEPLOY, "c.dequant", setter(domain="ai.onnx")), RULES, "of domain 'ai.onnx'"
     ),
     "AscendDequant of another domain": Corruption(
         at(DEPLOY, "c.dequant", setter(domain="npu")), RULES, "of domain 'npu'"
