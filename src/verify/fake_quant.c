@@ -49,7 +49,7 @@ static void check_strays(fake_check *c)
 {
     for (size_t i = 0; i < c->s->ir.node_count; i++) {
         const qf_node *node = c->s->ir.by_id[i];
-        size_t n = qf_stem(node->name, ".fakequant.mul");
+        size_t n = qf_node_is(node, "Mul") ? qf_stem(node->name, ".fakequant.mul") : 0;
         if (n && node->tag != c)
             qf_subject_note(c->s, node->name,
                             "the node belongs to no whole quantization; expected a node "
@@ -202,6 +202,16 @@ static void check_scale_dims(const fake_check *c, const qf_node *mul, const qf_n
                         qf_dims_text(t, dims), rank);
 }
 
+/* A node of the source that has such a name is no Mul behind the layer. */
+static bool is_dequant(const qf_node *node)
+{
+    size_t n = qf_stem(node->name, ".fakedequant.mul");
+    if (!n || qf_node_is(node, "Mul"))
+        return n > 0;
+    const qf_node *layer = node->input_count && node->inputs[0] ? node->inputs[0]->producer : NULL;
+    return layer && strncmp(layer->name, node->name, n) == 0 && layer->name[n] == '\0';
+}
+
 static qf_status check_dequant(fake_check *c, const qf_node *mul)
 {
     const Onnx__TensorProto *factor, *bias;
@@ -293,7 +303,7 @@ qf_status qf_check_fake_quant(qf_subject *s, uint64_t *layers, qf_error *err)
         /* a node of the source may have such a name */
         if (qf_stem(node->name, ".fakequant.sub") && qf_node_is(node, "Sub"))
             status = check_quant(&c, node);
-        else if (qf_stem(node->name, ".fakedequant.mul"))
+        else if (is_dequant(node))
             status = check_dequant(&c, node);
         else if (is_quantized_rnn(node))
             *layers += 1;

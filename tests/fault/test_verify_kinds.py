@@ -776,3 +776,25 @@ def test_rules_of_single_models(quantfold, outputs, name, tmp_path):  # noqa: F8
     (folder / "m.manifest.json").unlink()
     c.spoil(Spoiler(folder, random.Random(0)))
     assert_found(quantfold, folder, ("--against", o.model, "--record", o.record), c)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("c.quant", "c.dequant", "c.fakedequant.mul", "c.fakedequant.dqscale", "c.weight.cast"),
+        *(f"{MADE}.{part}" for part in ("sub", "clip", "add", "round", "mul", "scale", "offset")),
+    ],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_names_that_the_source_has_taken(quantfold, tmp_path, name, form):
+    """Ours get a number behind them, and are known all the same."""
+    model = conv_net().model()
+    next(n for n in model.graph.node if n.name == "r").name = name
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    (tmp_path / "r.txt").write_text(CONV_RECORD)
+    line = ("--record", tmp_path / "r.txt")
+    quantfold.export(
+        tmp_path / "model.onnx", tmp_path / "r.txt", tmp_path / "out" / "m", *FORMS[form]
+    )
+    found = verify(quantfold, tmp_path / "out" / "m", "--against", tmp_path / "model.onnx", *line)
+    assert found["ok"] and found["layers"] == found["agreeing"] == 1, errors(found)
