@@ -169,7 +169,7 @@ static qf_status pair_special(qf_pairing *p, const qf_node *node, qf_counterpart
     if (qf_node_is(node, "AscendDequant")) {
         size_t stem = qf_stem(node->name, ".dequant");
         c->node = find_part(p, node, stem, ".fakedequant.mul");
-        if (!c->node || !qf_node_is(c->node, "Mul")) {
+        if (c->node && !qf_node_is(c->node, "Mul")) { /* it may be the source's */
             qf_node *renamed = find_by_layer(p, node);
             c->node = renamed ? renamed : c->node;
         }
