@@ -101,7 +101,7 @@ static qf_status open_location(resolver *r, const Onnx__TensorProto *tensor, con
     if (n < 0 || (size_t)n >= sizeof joined)
         return refuse(r, tensor, "external location '%.200s...' is too long a path", location);
     if (!realpath(joined, real)) {
-        if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)
+        if (qf_is_absent(errno))
             return refuse(r, tensor, "external data file '%s' does not exist", joined);
         return qf_fail_errno(r->err, joined, errno, "cannot resolve the external data of tensor %s",
                              tensor->name ? tensor->name : "");

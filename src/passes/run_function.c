@@ -73,18 +73,6 @@ void qf_body_int(qf_body *b, const char *name, int64_t value)
     a->i = value;
 }
 
-void qf_body_string(qf_body *b, const char *name, const char *value)
-{
-    Onnx__AttributeProto *a = attribute(b, name, ATTRIBUTE(STRING));
-    char *copy = qf_arena_strdup(b->arena, value);
-    if (!a || !copy) {
-        b->failed = true;
-        return;
-    }
-    a->has_s = 1;
-    a->s = (ProtobufCBinaryData){.len = strlen(value), .data = (uint8_t *)copy};
-}
-
 void qf_body_graph(qf_body *b, const char *name, Onnx__GraphProto *graph)
 {
     Onnx__AttributeProto *a = attribute(b, name, ATTRIBUTE(GRAPH));

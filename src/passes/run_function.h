@@ -30,7 +30,6 @@ typedef struct qf_body {
 void qf_body_step(qf_body *b, const char *op, const char *output, const char *inputs);
 /* Attributes of the last node; `type` of a reference is an AttributeType. */
 void qf_body_int(qf_body *b, const char *name, int64_t value);
-void qf_body_string(qf_body *b, const char *name, const char *value);
 void qf_body_graph(qf_body *b, const char *name, Onnx__GraphProto *graph);
 void qf_body_ref(qf_body *b, const char *name, const char *of, int type);
 /* Casts to a TensorProto data type. */

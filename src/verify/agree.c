@@ -325,14 +325,15 @@ static bool index_children(qf_subject *s, qf_strmap *map)
     return true;
 }
 
-qf_status qf_pairing_child(qf_pairing *p, const Onnx__GraphProto *x, const Onnx__GraphProto *y)
+qf_status qf_pairing_child(qf_pairing *p, const char *user, const Onnx__GraphProto *x,
+                           const Onnx__GraphProto *y)
 {
     char a[24], b[24];
     snprintf(a, sizeof a, "%" PRIxPTR, (uintptr_t)x);
     snprintf(b, sizeof b, "%" PRIxPTR, (uintptr_t)y);
     const qf_graph *ga = qf_strmap_get(&p->children_a, a);
     qf_graph *gb = qf_strmap_get(&p->children_b, b);
-    return ga && gb ? pair_graphs(p, ga, gb) : QF_OK;
+    return ga && gb ? pair_graphs(p, ga, gb) : qf_compare_body(p, user, x, y);
 }
 
 /* ---- the whole ---- */

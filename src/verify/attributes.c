@@ -6,8 +6,8 @@
 
 #include "verify/compare.h"
 
-static qf_status compare_tensor(qf_pairing *p, const char *user, const Onnx__TensorProto *x,
-                                const Onnx__TensorProto *y)
+qf_status qf_compare_nested_tensor(qf_pairing *p, const char *user, const Onnx__TensorProto *x,
+                                   const Onnx__TensorProto *y)
 {
     if (!x || !y)
         return QF_OK;
@@ -18,8 +18,8 @@ static qf_status compare_tensor(qf_pairing *p, const char *user, const Onnx__Ten
 qf_status qf_compare_sparse(qf_pairing *p, const char *user, const Onnx__SparseTensorProto *x,
                             const Onnx__SparseTensorProto *y)
 {
-    qf_status status = compare_tensor(p, user, x->values, y->values);
-    return status == QF_OK ? compare_tensor(p, user, x->indices, y->indices) : status;
+    qf_status status = qf_compare_nested_tensor(p, user, x->values, y->values);
+    return status == QF_OK ? qf_compare_nested_tensor(p, user, x->indices, y->indices) : status;
 }
 
 /* Tensors and graphs that an attribute holds: the same number, each the same. */
@@ -33,22 +33,39 @@ static qf_status compare_nested(qf_pairing *p, const qf_node *node, const Onnx__
              a->n_sparse_tensors == b->n_sparse_tensors;
     if (!*alike)
         return QF_OK;
-    status = compare_tensor(p, user, a->t, b->t);
+    status = qf_compare_nested_tensor(p, user, a->t, b->t);
     if (status == QF_OK && a->sparse_tensor)
         status = qf_compare_sparse(p, user, a->sparse_tensor, b->sparse_tensor);
     for (size_t i = 0; status == QF_OK && i < a->n_tensors; i++)
-        status = compare_tensor(p, user, a->tensors[i], b->tensors[i]);
+        status = qf_compare_nested_tensor(p, user, a->tensors[i], b->tensors[i]);
     for (size_t i = 0; status == QF_OK && i < a->n_sparse_tensors; i++)
         status = qf_compare_sparse(p, user, a->sparse_tensors[i], b->sparse_tensors[i]);
     if (status == QF_OK && a->g)
-        status = qf_pairing_child(p, a->g, b->g);
+        status = qf_pairing_child(p, user, a->g, b->g);
     for (size_t i = 0; status == QF_OK && i < a->n_graphs; i++)
-        status = qf_pairing_child(p, a->graphs[i], b->graphs[i]);
+        status = qf_pairing_child(p, user, a->graphs[i], b->graphs[i]);
     return status;
 }
 
-/* What is left of an attribute, packed. */
-static bool same_packed(const Onnx__AttributeProto *a, const Onnx__AttributeProto *b, bool *memory)
+bool qf_same_packed(const ProtobufCMessage *x, const ProtobufCMessage *y, bool *memory)
+{
+    size_t n = protobuf_c_message_get_packed_size(x);
+    if (n != protobuf_c_message_get_packed_size(y))
+        return false;
+    unsigned char *bytes = malloc(2 * n + 1);
+    if (!bytes) {
+        *memory = false;
+        return true;
+    }
+    protobuf_c_message_pack(x, bytes);
+    protobuf_c_message_pack(y, bytes + n);
+    bool same = memcmp(bytes, bytes + n, n) == 0;
+    free(bytes);
+    return same;
+}
+
+/* What is left of an attribute. */
+static bool same_rest(const Onnx__AttributeProto *a, const Onnx__AttributeProto *b, bool *memory)
 {
     Onnx__AttributeProto x = *a, y = *b;
     x.t = y.t = NULL;
@@ -56,19 +73,7 @@ static bool same_packed(const Onnx__AttributeProto *a, const Onnx__AttributeProt
     x.sparse_tensor = y.sparse_tensor = NULL;
     x.n_tensors = y.n_tensors = x.n_graphs = y.n_graphs = 0;
     x.n_sparse_tensors = y.n_sparse_tensors = 0;
-    size_t n = onnx__attribute_proto__get_packed_size(&x);
-    if (n != onnx__attribute_proto__get_packed_size(&y))
-        return false;
-    unsigned char *bytes = malloc(2 * n + 1);
-    if (!bytes) {
-        *memory = false;
-        return true;
-    }
-    onnx__attribute_proto__pack(&x, bytes);
-    onnx__attribute_proto__pack(&y, bytes + n);
-    bool same = memcmp(bytes, bytes + n, n) == 0;
-    free(bytes);
-    return same;
+    return qf_same_packed(&x.base, &y.base, memory);
 }
 
 qf_status qf_compare_attribute(qf_pairing *p, const qf_node *node, const Onnx__AttributeProto *a,
@@ -79,7 +84,7 @@ qf_status qf_compare_attribute(qf_pairing *p, const qf_node *node, const Onnx__A
     qf_status status = compare_nested(p, node, a, b, &alike);
     if (status != QF_OK)
         return status;
-    if (!alike || !same_packed(a, b, &memory)) {
+    if (!alike || !same_rest(a, b, &memory)) {
         if (a->type == ONNX__ATTRIBUTE_PROTO__ATTRIBUTE_TYPE__INT && b->type == a->type)
             qf_subject_note(p->b, name, "attribute '%s' is %lld, but %lld in the %s", a->name,
                             (long long)b->i, (long long)a->i, p->a->role);

@@ -12,9 +12,18 @@ qf_status qf_compare_attribute(qf_pairing *p, const qf_node *node, const Onnx__A
                                const Onnx__AttributeProto *b);
 qf_status qf_compare_sparse(qf_pairing *p, const char *user, const Onnx__SparseTensorProto *x,
                             const Onnx__SparseTensorProto *y);
-/* The functions of the two models (functions.c). */
+/* Two tensors that stand in the same place. */
+qf_status qf_compare_nested_tensor(qf_pairing *p, const char *user, const Onnx__TensorProto *x,
+                                   const Onnx__TensorProto *y);
+/* Whether two messages of a kind have the same bytes. *memory becomes false when it is exhausted.
+ */
+bool qf_same_packed(const ProtobufCMessage *x, const ProtobufCMessage *y, bool *memory);
+/* The functions of the two models, and a graph inside one (functions.c). */
 qf_status qf_compare_functions(qf_pairing *p);
-/* Two graphs that are attributes (agree.c). */
-qf_status qf_pairing_child(qf_pairing *p, const Onnx__GraphProto *x, const Onnx__GraphProto *y);
+qf_status qf_compare_body(qf_pairing *p, const char *user, const Onnx__GraphProto *x,
+                          const Onnx__GraphProto *y);
+/* Two graphs that are attributes of a node (agree.c). */
+qf_status qf_pairing_child(qf_pairing *p, const char *user, const Onnx__GraphProto *x,
+                           const Onnx__GraphProto *y);
 
 #endif

@@ -49,7 +49,7 @@ static void check_strays(fake_check *c)
 {
     for (size_t i = 0; i < c->s->ir.node_count; i++) {
         const qf_node *node = c->s->ir.by_id[i];
-        size_t n = qf_stem(node->name, ".fakequant.mul");
+        size_t n = qf_node_is(node, "Mul") ? qf_stem(node->name, ".fakequant.mul") : 0;
         if (n && node->tag != c)
             qf_subject_note(c->s, node->name,
                             "the node belongs to no whole quantization; expected a node "
@@ -202,6 +202,16 @@ static void check_scale_dims(const fake_check *c, const qf_node *mul, const qf_n
                         qf_dims_text(t, dims), rank);
 }
 
+/* A node of the source that has such a name is no Mul behind the layer. */
+static bool is_dequant(const qf_node *node)
+{
+    size_t n = qf_stem(node->name, ".fakedequant.mul");
+    if (!n || qf_node_is(node, "Mul"))
+        return n > 0;
+    const qf_node *layer = node->input_count && node->inputs[0] ? node->inputs[0]->producer : NULL;
+    return layer && strncmp(layer->name, node->name, n) == 0 && layer->name[n] == '\0';
+}
+
 static qf_status check_dequant(fake_check *c, const qf_node *mul)
 {
     const Onnx__TensorProto *factor, *bias;
@@ -236,18 +246,70 @@ static bool is_quantized_rnn(const qf_node *node)
            qf_stem(mul->name, ".anti_quant.fake_antiquant.mul");
 }
 
+/* ---- layers of other floats than float32 ---- */
+
+/* The dtype that the model says a value has, 0 if it says none. */
+static int32_t declared_type(const qf_value *value)
+{
+    const Onnx__ValueInfoProto *info = value->result_count ? value->results[0] : value->info;
+    bool typed =
+        info && info->type && info->type->value_case == ONNX__TYPE_PROTO__VALUE_TENSOR_TYPE;
+    return typed ? info->type->tensor_type->elem_type : 0;
+}
+
+/* Whether a Cast makes the layer's dtype again of what its arithmetic makes. */
+static bool is_result_cast(const qf_node *cast)
+{
+    const qf_node *from = cast->inputs[0]->producer;
+    if (!from)
+        return false;
+    if (qf_stem(from->name, ".fakedequant.mul"))
+        return qf_stem(cast->name, ".fakedequant.cast") > 0;
+    size_t n = strlen(from->name), stem = qf_stem(cast->name, ".cast");
+    return is_quantized_rnn(from) && stem > n && strncmp(cast->name, from->name, n) == 0 &&
+           strncmp(cast->name + n, ".output", strlen(".output")) == 0;
+}
+
+/* Whether a Cast makes float32 of the state that an LSTM takes as it is. */
+static bool is_state_cast(const qf_node *cast)
+{
+    const qf_node *user = qf_value_only_user(cast->outputs[0]);
+    return user && is_quantized_rnn(user) && qf_is_name(cast->name, user->name, ".initial_c.cast");
+}
+
+static void check_cast(const fake_check *c, const qf_node *cast)
+{
+    int64_t to = qf_node_int(cast, "to", 0);
+    int32_t declared = declared_type(cast->outputs[0]);
+    bool narrow = to == ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT16 ||
+                  to == ONNX__TENSOR_PROTO__DATA_TYPE__BFLOAT16 ||
+                  to == ONNX__TENSOR_PROTO__DATA_TYPE__DOUBLE;
+    if (is_result_cast(cast) && (!narrow || (declared && to != declared)))
+        qf_subject_note(c->s, cast->name,
+                        "the layer's output is cast to type %lld; expected the layer's own dtype, "
+                        "another float than float32",
+                        (long long)to);
+    if (is_state_cast(cast) && to != ONNX__TENSOR_PROTO__DATA_TYPE__FLOAT)
+        qf_subject_note(c->s, cast->name, "the state is cast to type %lld; expected 1, float32",
+                        (long long)to);
+}
+
 qf_status qf_check_fake_quant(qf_subject *s, uint64_t *layers, qf_error *err)
 {
     fake_check c = {.s = s, .layers = layers, .err = err};
     qf_status status = QF_OK;
     for (size_t i = 0; status == QF_OK && i < s->ir.node_count; i++) {
         qf_node *node = s->ir.by_id[i];
-        if (qf_stem(node->name, ".fakequant.sub"))
+        /* a node of the source may have such a name */
+        if (qf_stem(node->name, ".fakequant.sub") && qf_node_is(node, "Sub"))
             status = check_quant(&c, node);
-        else if (qf_stem(node->name, ".fakedequant.mul"))
+        else if (is_dequant(node))
             status = check_dequant(&c, node);
         else if (is_quantized_rnn(node))
             *layers += 1;
+        else if (qf_node_is(node, "Cast") && node->input_count == 1 && node->inputs[0] &&
+                 qf_node_output(node))
+            check_cast(&c, node);
     }
     if (status == QF_OK)
         check_strays(&c);

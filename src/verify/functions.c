@@ -1,55 +1,78 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Functions that a model defines itself: an export copies them. */
+/* Functions that a model defines itself: an export copies them. The graphs inside them are none of
+ * those that qf_ir_build links. */
 #include <string.h>
 
 #include "verify/attributes.h"
 
-static bool same_texts(char **a, size_t n, char **b, size_t m)
+static bool same_node(const Onnx__NodeProto *x, const Onnx__NodeProto *y, bool *memory)
 {
-    bool same = n == m;
-    for (size_t i = 0; same && i < n; i++)
-        same = qf_same_text(a[i], b[i]);
-    return same;
+    Onnx__NodeProto a = *x, b = *y;
+    a.n_attribute = b.n_attribute = 0;
+    return qf_same_packed(&a.base, &b.base, memory);
 }
 
-static bool same_node(const Onnx__NodeProto *x, const Onnx__NodeProto *y)
-{
-    return qf_same_text(x->op_type, y->op_type) && qf_same_text(x->domain, y->domain) &&
-           same_texts(x->input, x->n_input, y->input, y->n_input) &&
-           same_texts(x->output, x->n_output, y->output, y->n_output);
-}
-
-static qf_status compare_nodes(qf_pairing *p, const Onnx__FunctionProto *x,
-                               const Onnx__FunctionProto *y)
+static qf_status compare_nodes(qf_pairing *p, const char *user, Onnx__NodeProto **x,
+                               Onnx__NodeProto **y, size_t count)
 {
     qf_status status = QF_OK;
-    for (size_t i = 0; status == QF_OK && i < x->n_node; i++) {
-        const qf_node a = {.proto = x->node[i], .name = x->name},
-                      b = {.proto = y->node[i], .name = y->name};
-        if (!same_node(a.proto, b.proto))
-            qf_subject_note(p->b, y->name, "node %zu of the function is not that of the %s", i,
+    bool memory = true;
+    for (size_t i = 0; status == QF_OK && i < count; i++) {
+        const qf_node a = {.proto = x[i], .name = user}, b = {.proto = y[i], .name = user};
+        if (!same_node(x[i], y[i], &memory))
+            qf_subject_note(p->b, user, "node %zu of a function is not that of the %s", i,
                             p->a->role);
         else
             status = qf_compare_attributes(p, &a, &b);
     }
+    return memory ? status : qf_fail_memory(p->err);
+}
+
+qf_status qf_compare_body(qf_pairing *p, const char *user, const Onnx__GraphProto *x,
+                          const Onnx__GraphProto *y)
+{
+    Onnx__GraphProto a = *x, b = *y;
+    a.n_node = b.n_node = a.n_initializer = b.n_initializer = 0;
+    a.n_sparse_initializer = b.n_sparse_initializer = 0;
+    bool memory = true;
+    bool alike = x->n_node == y->n_node && x->n_initializer == y->n_initializer &&
+                 x->n_sparse_initializer == y->n_sparse_initializer &&
+                 qf_same_packed(&a.base, &b.base, &memory);
+    for (size_t i = 0; alike && i < x->n_initializer; i++)
+        alike = qf_same_text(x->initializer[i]->name, y->initializer[i]->name);
+    if (!memory)
+        return qf_fail_memory(p->err);
+    if (!alike) {
+        qf_subject_note(p->b, user, "a graph inside a function is not that of the %s", p->a->role);
+        return QF_OK;
+    }
+    qf_status status = compare_nodes(p, user, x->node, y->node, x->n_node);
+    for (size_t i = 0; status == QF_OK && i < x->n_initializer; i++)
+        status = qf_compare_nested_tensor(p, user, x->initializer[i], y->initializer[i]);
+    for (size_t i = 0; status == QF_OK && i < x->n_sparse_initializer; i++)
+        status = qf_compare_sparse(p, user, x->sparse_initializer[i], y->sparse_initializer[i]);
     return status;
+}
+
+static bool same_head(const Onnx__FunctionProto *x, const Onnx__FunctionProto *y, bool *memory)
+{
+    Onnx__FunctionProto a = *x, b = *y;
+    a.n_node = b.n_node = 0;
+    return x->n_node == y->n_node && qf_same_packed(&a.base, &b.base, memory);
 }
 
 qf_status qf_compare_functions(qf_pairing *p)
 {
     const Onnx__ModelProto *m = p->a->proto, *n = p->b->proto;
     qf_status status = QF_OK;
+    bool memory = true;
     for (size_t i = 0; status == QF_OK && i < m->n_functions && i < n->n_functions; i++) {
         const Onnx__FunctionProto *x = m->functions[i], *y = n->functions[i];
-        bool alike = qf_same_text(x->name, y->name) && qf_same_text(x->domain, y->domain) &&
-                     same_texts(x->input, x->n_input, y->input, y->n_input) &&
-                     same_texts(x->output, x->n_output, y->output, y->n_output) &&
-                     x->n_node == y->n_node;
-        if (!alike)
-            qf_subject_note(p->b, y->name ? y->name : "(function)",
-                            "the function is not that of the %s", p->a->role);
+        const char *name = y->name && *y->name ? y->name : "(function)";
+        if (!same_head(x, y, &memory))
+            qf_subject_note(p->b, name, "the function is not that of the %s", p->a->role);
         else
-            status = compare_nodes(p, x, y);
+            status = compare_nodes(p, name, x->node, y->node, x->n_node);
     }
-    return status;
+    return memory ? status : qf_fail_memory(p->err);
 }

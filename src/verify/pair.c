@@ -57,6 +57,20 @@ static qf_node *find_by_reader(const qf_pairing *p, const qf_node *quant)
     return NULL;
 }
 
+/* The same for what dequantizes: the Mul behind the layer. */
+static qf_node *find_by_layer(const qf_pairing *p, const qf_node *dequant)
+{
+    const qf_node *layer =
+        dequant->input_count && dequant->inputs[0] ? dequant->inputs[0]->producer : NULL;
+    const qf_node *there = layer ? find(p, layer, layer->name) : NULL;
+    const qf_value *out = there ? qf_node_output(there) : NULL;
+    for (size_t i = 0; out && i < out->use_count; i++) {
+        if (qf_stem(out->uses[i].node->name, ".fakedequant.mul"))
+            return out->uses[i].node;
+    }
+    return NULL;
+}
+
 /* The Cast `cast`, if it reads `node`; else the node. */
 static qf_node *behind_cast(const qf_pairing *p, qf_node *node, qf_node *cast)
 {
@@ -70,7 +84,7 @@ static qf_node *behind_cast(const qf_pairing *p, qf_node *node, qf_node *cast)
 static qf_status pair_quant(qf_pairing *p, const qf_node *node, qf_counterpart *c)
 {
     c->node = find_part(p, node, strlen(node->name), ".fakequant.sub");
-    if (!c->node)
+    if (!c->node || !qf_node_is(c->node, "Sub"))
         c->node = find_by_reader(p, node);
     if (!c->node)
         return QF_OK;
@@ -155,6 +169,10 @@ static qf_status pair_special(qf_pairing *p, const qf_node *node, qf_counterpart
     if (qf_node_is(node, "AscendDequant")) {
         size_t stem = qf_stem(node->name, ".dequant");
         c->node = find_part(p, node, stem, ".fakedequant.mul");
+        if (c->node && !qf_node_is(c->node, "Mul")) { /* it may be the source's */
+            qf_node *renamed = find_by_layer(p, node);
+            c->node = renamed ? renamed : c->node;
+        }
         *last = behind_cast(p, c->node, find_part(p, node, stem, ".fakedequant.cast"));
     } else {
         c->node = find_part(p, node, n, ".fake_antiquant.mul");

@@ -78,7 +78,6 @@ static void store(unsigned char *to, uint64_t i, unsigned width, uint64_t value)
 static const char *unpack(const Onnx__TensorProto *t, qf_reading *r, qf_arena *arena,
                           qf_status *status, qf_error *err)
 {
-    uint64_t varints = qf_varint_count(t->data_type, r->count);
     size_t stored =
         t->n_float_data + t->n_int32_data + t->n_int64_data + t->n_double_data + t->n_uint64_data;
     int field = t->n_float_data    ? QF_FIELD_FLOAT_DATA
@@ -96,11 +95,13 @@ static const char *unpack(const Onnx__TensorProto *t, qf_reading *r, qf_arena *a
         return "has data in several fields";
     if (!field_fits(field, t->data_type))
         return "is stored in a field that does not belong to its dtype";
-    bool halves = (field == QF_FIELD_FLOAT_DATA && r->width != 4) ||
-                  (field == QF_FIELD_DOUBLE_DATA && r->width != 8);
-    if (stored != varints || halves)
+    /* complex numbers are two elements each */
+    unsigned width = field == QF_FIELD_FLOAT_DATA    ? 4
+                     : field == QF_FIELD_DOUBLE_DATA ? 8
+                                                     : r->width;
+    if (stored * width != r->bytes)
         return wrong_count;
-    r->own = qf_arena_array(arena, (size_t)varints, r->width);
+    r->own = qf_arena_array(arena, stored, width);
     if (!r->own) {
         *status = qf_fail_memory(err);
         return NULL;

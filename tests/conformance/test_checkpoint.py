@@ -11,11 +11,14 @@ import checkpoints as ck
 import numpy as np
 import pytest
 import torch
+import xxhash
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
+
+from support import snapshot
 
 SCHEMES = ["w8a16", "w8a8", "w4a16", "w4a16:group=32", "w8a16:group=16"]
 
@@ -149,7 +152,9 @@ def test_old_quantization_config_is_replaced(quantfold, tmp_path):
 # ---- 8-bit floats
 
 
-def fp8_model(scale_shape: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def fp8_model(
+    scale_shape: str, kind=torch.float8_e4m3fn
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights of float8 with scales, and the float32 values that they stand for."""
     tensors, values = {}, {}
     for name, weight in ck.model("bf16").items():
@@ -164,7 +169,7 @@ def fp8_model(scale_shape: str) -> tuple[dict[str, torch.Tensor], dict[str, torc
         wide = scale
         if scale_shape == "block":
             wide = scale.repeat_interleave(32, 0)[:rows].repeat_interleave(24, 1)[:, :cols]
-        small = (weight.float() / wide).clamp(-448, 448).to(torch.float8_e4m3fn)
+        small = (weight.float() / wide).clamp(-448, 448).to(kind)
         end = "_scale" if scale_shape == "row" else "_scale_inv"
         tensors[name], tensors[name + end] = small, scale
         if scale_shape == "one":  # of static activations
@@ -175,10 +180,11 @@ def fp8_model(scale_shape: str) -> tuple[dict[str, torch.Tensor], dict[str, torc
 
 @pytest.mark.parametrize("scale_shape", ["one", "row", "block"])
 @pytest.mark.parametrize("scheme", ["w8a16", "w8a8", "w4a16:group=16"])
-def test_fp8(quantfold, tmp_path, scheme, scale_shape):
-    """Weights of float8_e4m3 times their scales, whatever these span; new scales have the dtype of
-    config.json, and the old ones are gone."""
-    tensors, values = fp8_model(scale_shape)
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_fp8(quantfold, tmp_path, scheme, scale_shape, kind):
+    """Weights of 8-bit floats times their scales, whatever these span; new scales have the dtype of
+    config.json, and the old ones are gone. The journal of --resume makes no difference."""
+    tensors, values = fp8_model(scale_shape, getattr(torch, kind))
     method: dict = {"quant_method": "fp8"}
     if scale_shape == "block":
         method["weight_block_size"] = [32, 24]
@@ -188,6 +194,8 @@ def test_fp8(quantfold, tmp_path, scheme, scale_shape):
     for name, value in values.items():
         ck.assert_quantized(written, name, value, scheme, dtype="bf16")
     assert not any(n.endswith(("_scale_inv", ".input_scale")) for n in written)
+    ck.run(quantfold, source, tmp_path / "resumed", scheme, "--resume")
+    assert snapshot(tmp_path / "resumed") == snapshot(tmp_path / "out")
 
 
 # ---- which tensors
@@ -303,7 +311,11 @@ def test_given_scales(quantfold, tmp_path, scheme, form):
         file = {n + "_scale": torch.from_numpy(s) for n, s in given.items()}
         save_file(file, tmp_path / "s.safetensors")
         options = ["--scales", tmp_path / "s.safetensors"]
-    ck.run(quantfold, source, tmp_path / "out", scheme, *options)
+    ck.run(quantfold, source, tmp_path / "out", scheme, *options, "--manifest")
+    manifest = json.loads((tmp_path / "out" / "quantfold.manifest.json").read_text())
+    said, given_file = manifest["record" if form == "record" else "scales"], options[-1]
+    assert said["name"] == given_file.name and said["bytes"] == given_file.stat().st_size
+    assert said["hash"] == xxhash.xxh3_128_hexdigest(given_file.read_bytes())
     written = ck.read(tmp_path / "out")
     for name, scales in given.items():
         rows, cols = tensors[name].shape

@@ -151,6 +151,24 @@ def test_input_that_is_an_output(quantfold, tmp_path):
     assert [o.name for o in graph.output] == ["copy", "out"]
 
 
+def test_an_output_that_is_listed_twice(quantfold, tmp_path):
+    """With a name for each place, each has a tensor of its own."""
+    twice = [value("y", [1, 3, 4, 4])] * 2
+    m = model(
+        [conv("x", "w", "y", "c")], [value("x", [1, 2, 4, 4])], twice, [tensor("w", 3, 2, 1, 1)]
+    )
+    result = export(quantfold, tmp_path, m, {"c": scales(3)}, "--output-names", "a,a", expect=1)
+    assert "'a' is given twice" in result.err
+    export(quantfold, tmp_path, m, {"c": scales(3)}, "--output-names", "a,b")
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 2, 4, 4)).astype(F32)
+    a, b = run_model(tmp_path / "out" / FAKE, {"x": x})
+    assert np.array_equal(a, b)
+    del m.graph.output[1]
+    onnx.save(m, tmp_path / "model.onnx")
+    (exact,) = run_model(tmp_path / "model.onnx", {"x": x})
+    assert np.max(np.abs(a - exact)) < 0.1
+
+
 @pytest.mark.parametrize("op,gates", [("LSTM", 4), ("GRU", 3)])
 def test_float16_rnn(quantfold, tmp_path, op, gates):
     inits = [tensor(n, 1, gates * 2, k, dtype=np.float16) for n, k in (("W", 3), ("R", 2))]
@@ -293,6 +311,62 @@ def test_batch_norm_with_absurd_factors_stays(quantfold, tmp_path):
     assert "not folded" in result.err and "bn" in result.err
     nodes = onnx.load(tmp_path / "out" / FAKE).graph.node
     assert any(n.op_type == "BatchNormalization" for n in nodes)
+
+
+@pytest.mark.parametrize("dtype", [F32, np.float16, np.float64])
+def test_batch_norm_behind_any_float(quantfold, tmp_path, dtype):
+    """Folded into the weight and a bias of the layer's dtype, if the layer is quantized."""
+    m = bn_model(tensor("w", 3, 2, 1, 1, dtype=dtype))
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    for t in m.graph.initializer:
+        t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(dtype), t.name))
+    for v in (*m.graph.input, *m.graph.output):
+        v.type.tensor_type.elem_type = code
+    export(quantfold, tmp_path, m, {"c": scales(3)})
+    for name in (DEPLOY, FAKE):
+        nodes = onnx.load(tmp_path / "out" / name).graph.node
+        assert not any(n.op_type == "BatchNormalization" for n in nodes)
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 2, 4, 4)).astype(dtype)
+    if dtype is not np.float64:  # for which onnxruntime has no Conv
+        close(tmp_path, {"x": x}, 30)
+    w, factor = numpy_helper.to_array(m.graph.initializer[4]), F32(1) / np.sqrt(
+        F32(0.5) + F32(1e-5)
+    )
+    wanted = np.clip(np.rint(w.astype(F32) * factor / F32(0.02)), -128, 127)
+    stored = initializers(tmp_path / "out" / DEPLOY)
+    found = next(v for v in stored.values() if v.shape == (3, 2, 1, 1))
+    assert np.max(np.abs(found - wanted)) <= (1 if dtype is np.float16 else 0)
+
+
+def test_batch_norm_whose_statistics_are_read(quantfold, tmp_path):
+    """One that trains gives what it found out too, and stays."""
+    m = bn_model(tensor("w", 3, 2, 1, 1))
+    node = next(n for n in m.graph.node if n.name == "bn")
+    node.output.extend(["mean", "var"])
+    node.attribute.append(helper.make_attribute("training_mode", 1))
+    m.opset_import[0].version = 15
+    m.graph.output.append(value("mean", [3]))
+    export(quantfold, tmp_path, m, {"c": scales(3)})
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 2, 4, 4)).astype(F32)
+    close(tmp_path, {"x": x}, 25)
+    for name in (DEPLOY, FAKE):
+        nodes = onnx.load(tmp_path / "out" / name).graph.node
+        assert any(n.op_type == "BatchNormalization" for n in nodes)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_weight_that_is_not_finite_behind_batch_norm(quantfold, tmp_path, bad):
+    w = tensor("w", 3, 2, 1, 1)
+    array = numpy_helper.to_array(w).copy()
+    array.reshape(-1)[4] = bad
+    result = export(
+        quantfold,
+        tmp_path,
+        bn_model(numpy_helper.from_array(array, "w")),
+        {"c": scales(3)},
+        expect=1,
+    )
+    assert f"'w' holds {bad} at element 4" in result.err
 
 
 def test_rnn_with_two_wrong_weights(quantfold, tmp_path):

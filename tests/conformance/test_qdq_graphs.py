@@ -625,6 +625,25 @@ def test_unsupported(quantfold, tmp_path, name):
         assert {f["severity"] for f in report["findings"]} == {"warning"}
 
 
+@pytest.mark.parametrize("name", ["int16 weights", "per-channel input", "wrong axis"])
+def test_a_record_of_what_is_unsupported(quantfold, tmp_path, name):
+    """The record names the layer, and the model cannot say it otherwise than in QDQ."""
+    (net, model), words = unsupported()[name]
+    onnx.save(model, tmp_path / "q.onnx")
+    layer = next(n.name for n in model.graph.node if n.op_type in ("Conv", "MatMul"))
+    text = f'record {{ key: "{layer}" value {{ scale_d: 0.03 offset_d: 0 scale_w: 0.02 offset_w: 0 }} }}'
+    (tmp_path / "r.txt").write_text(text)
+    line = ("export", "--model", tmp_path / "q.onnx", "--record", tmp_path / "r.txt", "--json")
+    line += ("--save-path", tmp_path / "m")
+    found = json.loads(quantfold(*line).out)["findings"]
+    said = [f for f in found if f["severity"] == "error" and f["item"] == layer]
+    assert any(words in f["message"] for f in said), found
+    assert not (tmp_path / DEPLOY).exists()
+    found = json.loads(quantfold(*line, "--on-unsupported", "float").out)["findings"]
+    said = [f for f in found if f["severity"] == "warning" and f["item"] == layer]
+    assert any("the layer stays float" in f["message"] for f in said), found
+
+
 def test_float_layer_beside_quantized(quantfold, tmp_path):
     """A layer with a zero point in its weight stays float, and its weight becomes float."""
     net = Net(opset=17)

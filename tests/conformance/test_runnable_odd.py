@@ -258,7 +258,90 @@ def set_tensor(m, array, name="w"):
     t.CopyFrom(numpy_helper.from_array(array, name))
 
 
+def turn_weight(m, n, perm):
+    """A Transpose before the weight, which gets as many dimensions."""
+    set_tensor(m, np.ones([4, 3, 1][: len(perm)], np.int8))
+    n["l"].input[1] = "turned"
+    m.graph.node.insert(0, helper.make_node("Transpose", ["w"], ["turned"], "turn", perm=perm))
+
+
+def add_to_sums(m, n, bias, cast=False):
+    """A MatMul and an Add; with `cast`, of a bias that a graph output shows too."""
+    n["l"].op_type, at = "MatMul", list(m.graph.node).index(n["l"]) + 1
+    del n["l"].attribute[:]
+    m.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
+    name, sums = "bias", n["l"].output[0]
+    n["l"].output[0] = "sums"
+    m.graph.node.insert(at, helper.make_node("Add", ["sums", "floats" if cast else name], [sums]))
+    if cast:
+        m.graph.node.insert(0, helper.make_node("Cast", ["bias"], ["floats"], "cast", to=1))
+        m.graph.output.append(helper.make_tensor_value_info("floats", 1, [3]))
+
+
+def add_anti_quant(m, n):
+    node = helper.make_node("AscendAntiQuant", ["x"], ["z"], "anti", scale=1.0, offset=0.0)
+    node.attribute.append(helper.make_attribute("dst_type", "INT8"))
+    m.graph.node.append(node)
+
+
+def become_conv(m, n, op):
+    n["l"].op_type = op
+    set_attribute(n["l"], "group", 0)
+
+
 REFUSED = {
+    "no weight": (lambda m, n: n["l"].input.pop(), "l: the Gemm", "it has no weight"),
+    "weight of an input": (
+        lambda m, n: n["l"].input.__setitem__(1, "x"),
+        "l: the Gemm",
+        "its weight is no constant",
+    ),
+    "weight of one dimension": (
+        lambda m, n: set_tensor(m, np.ones(12, np.int8)),
+        "l: the Gemm",
+        "no shape that a layer can have",
+    ),
+    "empty weight": (
+        lambda m, n: set_tensor(m, np.ones((4, 0), np.int8)),
+        "l: the Gemm",
+        "no shape that a layer can have",
+    ),
+    "turned weight": (
+        lambda m, n: turn_weight(m, n, [1, 0, 2]),
+        "l: the Gemm",
+        "Transpose of its weight is not that of a matrix",
+    ),
+    "float added": (
+        lambda m, n: add_to_sums(m, n, np.ones(3, np.float32)),
+        "l: the MatMul",
+        "no constant of int32",
+    ),
+    "bias with other readers": (
+        lambda m, n: add_to_sums(m, n, np.ones(3, np.int32), True),
+        "l: the MatMul",
+        "its bias has other users",
+    ),
+    "quant of nothing": (
+        lambda m, n: n["l.quant"].input.__setitem__(0, ""),
+        "l.quant: the AscendQuant",
+        "no input or no output",
+    ),
+    "dequant of nothing": (
+        lambda m, n: n["l.dequant"].input.__setitem__(0, "x"),
+        "l.dequant: the AscendDequant",
+        "behind no layer",
+    ),
+    "anti-quant of floats": (
+        add_anti_quant,
+        "anti: the AscendAntiQuant",
+        "its input is no output of an AscendQuant",
+    ),
+    "group": (lambda m, n: become_conv(m, n, "Conv"), "l: the Conv", "its group is 0"),
+    "group of a ConvTranspose": (
+        lambda m, n: become_conv(m, n, "ConvTranspose"),
+        "l: the ConvTranspose",
+        "its group is 0",
+    ),
     "alpha": (lambda m, n: set_attribute(n["l"], "alpha", 0.5), "l: the Gemm", "alpha"),
     "transA": (lambda m, n: set_attribute(n["l"], "transA", 1), "l: the Gemm", "transA"),
     "float weight": (
@@ -351,7 +434,7 @@ def test_what_cannot_be_run(quantfold, tmp_path, name):
 def lstm(**changes) -> onnx.ModelProto:
     fields = dict(hidden_size=2, quant_scale_x=9.0, quant_scale_h=9.0, quant_dtype=2) | changes
     lengths = fields.pop("lengths", "")
-    params = fields.pop("params", 8)
+    params, shape = fields.pop("params", 8), fields.pop("shape", (1, 8, 3))
     node = helper.make_node(
         "BasicLSTMInplaceFillWindowCache",
         ["x", "w", "r", "h", "c", "b", lengths, "", "p"],
@@ -360,7 +443,7 @@ def lstm(**changes) -> onnx.ModelProto:
         **fields,
     )
     inits = [
-        numpy_helper.from_array(np.ones((1, 8, 3), np.int8), "w"),
+        numpy_helper.from_array(np.ones(shape, np.int8), "w"),
         numpy_helper.from_array(np.ones((1, 8, 2), np.int8), "r"),
         numpy_helper.from_array(np.ones((1, 16), np.int32), "b"),
         numpy_helper.from_array(np.full(params, 0x3F800000, np.uint64), "p"),
@@ -381,6 +464,8 @@ def lstm(**changes) -> onnx.ModelProto:
         ({"quant_scale_h": 0.0}, "quant_scale"),
         ({"quant_sqrt_mode_x": 1}, "quant_sqrt_mode"),
         ({"params": 10}, "dequant parameter"),
+        ({"shape": (8, 3)}, "no constant of one direction"),
+        ({"shape": (2, 8, 3)}, "no constant of one direction"),
         ({"hidden_size": 3}, "dequant parameter|weight"),
     ],
 )

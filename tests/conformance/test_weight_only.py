@@ -308,6 +308,7 @@ def test_int4_raises_the_ir_version(quantfold, tmp_path):
         (Scheme("w8a16", 8), (3000, 1500), 0),
         (Scheme("w8a16:group=64", 8, 64), (65600, 33), 0),
         (Scheme("w4a16:group=2", 4, 2), (33, 70000), 1),
+        (Scheme("w8a16", 8), (3, 300001), 1),  # rows of several reads
         (Scheme("w8a16", 8), (3, 2200000), 1),  # rows in two passes
     ],
     ids=lambda v: getattr(v, "text", str(v)).replace(":", "-"),

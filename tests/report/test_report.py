@@ -251,6 +251,101 @@ def test_nothing_to_warn_of(quantfold, tmp_path):
     assert "Nothing stands out." in text_of(parse(page(quantfold, prefix)))
 
 
+def test_weights_that_nothing_is_lost_of(quantfold, tmp_path):
+    """A step of them is the scale, so rounding changes none: there is no ratio, but "exact"."""
+    net = Net()
+    w = (random(24, 24) * F32(40)).round().clip(-100, 100) / F32(64)
+    net.output(gemm(net, net.input("x", random(1, 24)), w.astype(F32)))
+    path = save_net(net, tmp_path)
+    one = make_record.Record("g", 0.1, 0, [1 / 64], "INT8", "INT8", [])
+    (tmp_path / "r.txt").write_text(make_record.record_text([one]))
+    prefix = export(quantfold, path, tmp_path / "r.txt", tmp_path / "o" / "m")
+    (row,) = data(quantfold, prefix)["rows"]
+    assert row["sqnr_db"] is None and row["max_error"] == 0 and row["mean_square_error"] == 0
+    tree = parse(page(quantfold, prefix))
+    assert "exact" in [text_of(c) for c in cells(tree)[0]]
+    svg = "{http://www.w3.org/2000/svg}svg"
+    assert (
+        any("exact" in text_of(s) for s in tree.iter(svg))
+        and data(quantfold, prefix)["warnings"] == []
+    )
+
+
+def test_an_activation_scale_of_nearly_nothing(quantfold, tmp_path):
+    model, record = chain(tmp_path, ["a", "b"], [0.0017, 0.0017], bias=0)
+    record.write_text(record.read_text().replace("scale_d: 0.1", "scale_d: 1e-08", 1))
+    prefix = export(quantfold, model, record, tmp_path / "o" / "m")
+    told = [w for w in data(quantfold, prefix)["warnings"] if w["kind"] == "near_zero_scales"]
+    assert [w["layer"] for w in told] == ["a"]
+    assert told[0]["message"] == "its activation scale is 1e-08"
+    assert told[0]["message"] in text_of(parse(page(quantfold, prefix)))
+
+
+def test_groups_and_long_names(quantfold, tmp_path):
+    """The number of weights to a scale; and of a name that is cut, the whole in its title."""
+    net, name = Net(opset=21, ir_version=10), "layer" * 30
+    net.op("MatMul", [net.input("x", random(3, 32)), net.weight(name, random(32, 8))], "m", "y")
+    net.output("y")
+    path = save_net(net, tmp_path)
+    line = ("export", "--model", path, "--save-path", tmp_path / "m", "--no-fsync", "--stats")
+    assert quantfold(*line, "--weight-only", "w4a16:group=16").code == 0
+    (row,) = data(quantfold, tmp_path / "m")["rows"]
+    assert row["group"] == 16 and row["bits"] == 4
+    (shown,) = cells(parse(page(quantfold, tmp_path / "m")))
+    assert text_of(shown[2]) == "W4 /16"
+    assert len(text_of(shown[0])) < 2 * len(name)
+    assert any(e.get("title") and row["layer"] in e.get("title") for e in shown[0].iter()) == (
+        len(row["layer"]) > 60
+    )
+    model, record = chain(tmp_path / "long", [name], [0.0017])
+    prefix = export(quantfold, model, record, tmp_path / "long" / "o" / "m")
+    (shown,) = cells(parse(page(quantfold, prefix)))
+    assert shown[0].get("title") == name and name not in text_of(shown[0])
+
+
+def test_more_than_a_page_shows(quantfold, tmp_path):
+    """What is left out is counted: rows, columns of a chart, files, warnings, layers in float."""
+    model, record = chain(tmp_path, ["a"], [0.0017 * 9])
+    prefix = export(quantfold, model, record, tmp_path / "o" / "m")
+    path = Path(f"{prefix}.manifest.json")
+    made = json.loads(path.read_text())
+    (layer,), (weight,), count = made["layers"], made["weights"], 5200
+    made["layers"] = [
+        layer | {"name": f"l{i}", "weights": [{"tensor": f"w{i}", "layer": f"l{i}"}]}
+        for i in range(count)
+    ]
+    made["weights"] = [weight | {"tensor": f"w{i}", "layer": f"l{i}"} for i in range(count)]
+    made["files"] += [made["files"][0] | {"name": f"f{i}"} for i in range(400)]
+    made["skipped"] = [{"name": f"s{i}", "op_type": "Conv", "reason": "why"} for i in range(350)]
+    path.write_text(json.dumps(made))
+    found = data(quantfold, prefix)
+    assert len(found["rows"]) == count and len(found["skipped"]) == 350
+    assert len(found["warnings"]) >= count
+    text = re.sub("<[^>]*>", "", page(quantfold, prefix).read_text())  # parsing it takes seconds
+    files = len(made["files"]) + len(made["inputs"])
+    for words in (
+        "The first 5000 of 5200",
+        "Each column is the worst of 13 weights",
+        f"and {files - 300} more",
+        "and 50 more",
+        f"and {count - 205} more; quantfold report --json has all",
+    ):
+        assert words in text, words
+
+
+def test_a_model_of_the_size_that_it_was(quantfold, tmp_path):
+    """Little of it is weights."""
+    net = Net()
+    x = gemm(net, net.input("x", random(1, 4)), random(4, 4), name="a")
+    net.output(net.op("Add", [x, net.weight("much", random(3000, 4))], "add"))
+    path = save_net(net, tmp_path)
+    one = make_record.Record("a", 0.1, 0, [0.02], "INT8", "INT8", [])
+    (tmp_path / "r.txt").write_text(make_record.record_text([one]))
+    prefix = export(quantfold, path, tmp_path / "r.txt", tmp_path / "o" / "m")
+    assert data(quantfold, prefix)["sizes"]["ratio"] == pytest.approx(1, abs=0.05)
+    assert "as before" in text_of(parse(page(quantfold, prefix)))
+
+
 # ---- hostile and broken ------------------------------------------------------------------------
 
 

@@ -46,6 +46,22 @@ static void test_defaults_fill_no_more_than_asked(void **state)
     assert_int_equal(o.fake_quant_weights, QF_FAKE_QUANT_FLOAT);
 }
 
+/* A struct of a header that is newer than the library: what it does not know is zero. */
+static void test_defaults_fill_what_a_newer_struct_has_more(void **state)
+{
+    (void)state;
+    struct {
+        qf_export_options known;
+        unsigned char more[40];
+    } o;
+    static const unsigned char zeros[sizeof o.more];
+    memset(&o, 0x5a, sizeof o);
+    qf_export_options_init_sized(&o.known, sizeof o);
+    assert_int_equal(o.known.struct_size, sizeof o);
+    assert_int_equal(o.known.external_threshold, 2000000000);
+    assert_memory_equal(o.more, zeros, sizeof zeros);
+}
+
 /* A model of an empty graph, which no record fits: ir_version 8, opset 13. */
 static qf_status plan_with(const qf_export_options *options)
 {
@@ -91,6 +107,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_new_fields_lie_behind_older_structs),
         cmocka_unit_test(test_defaults_fill_no_more_than_asked),
+        cmocka_unit_test(test_defaults_fill_what_a_newer_struct_has_more),
         cmocka_unit_test(test_bytes_behind_an_older_struct_are_not_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
