@@ -4,6 +4,7 @@
 
 #include "base/diag.h"
 #include "cli/door.h"
+#include "verify/finding.h"
 #include "verify/place.h"
 
 static const char help[] =
@@ -11,8 +12,9 @@ static const char help[] =
     "       quantfold verify FOLDER/ (of an exported checkpoint)\n\n"
     "Looks at what an export wrote and reports everything that is wrong with it: operators,\n"
     "attributes, dtypes, shapes, names and the data of every tensor; whether deploy and\n"
-    "fake_quant hold the same numbers; hashes, if there is a manifest. Writes nothing. Exit\n"
-    "code 0: sound; 1: something is wrong; 3: the system failed.\n\n"
+    "fake_quant hold the same numbers; hashes, if there is a manifest; a runnable model, if\n"
+    "there is one. Writes nothing, but with --runnable. Exit code 0: sound; 1: something is\n"
+    "wrong; 2: wrong usage; 3: the system failed.\n\n"
     "  --against FILE          recompute every payload from this source model and compare\n"
     "  --record FILE           the record of the export; --config FILE: its QAT configuration\n"
     "  --weight-only SCHEME, --include REGEX, --exclude REGEX, --from WHAT,\n"
@@ -120,7 +122,7 @@ static int read_arguments(int argc, char **argv, arguments *a)
 
 /* ---- results ---- */
 
-static const char *const checks[] = {"structure", "agreement", "manifest", "against"};
+static const char *const checks[] = {"structure", "agreement", "manifest", "against", "runnable"};
 
 static int print_json(const arguments *a, const qf_diagnostics *list, const qf_verify_result *r,
                       bool ok, const char *runnable)
@@ -135,6 +137,8 @@ static int print_json(const arguments *a, const qf_diagnostics *list, const qf_v
         for (; i < r->listed[c]; i++)
             cJSON_AddStringToObject(cJSON_GetArrayItem(findings, (int)i), "check", checks[c]);
     }
+    for (; i < (size_t)cJSON_GetArraySize(findings); i++) /* no check made it */
+        cJSON_AddNullToObject(cJSON_GetArrayItem(findings, (int)i), "check");
     cJSON_AddBoolToObject(root, "ok", ok);
     if (a->runnable && runnable)
         cli_json_text(root, "runnable", runnable);
@@ -149,6 +153,8 @@ static int print_json(const arguments *a, const qf_diagnostics *list, const qf_v
         cJSON_AddNumberToObject(root, "tensors", (double)r->tensors);
         cJSON_AddNumberToObject(root, "hashed", (double)r->hashed);
         cJSON_AddNumberToObject(root, "recomputed", (double)r->recomputed);
+        cJSON_AddNumberToObject(root, "apart", (double)r->apart);
+        cJSON_AddNumberToObject(root, "shards", (double)r->shards);
     }
     return cli_print_json(root);
 }
@@ -168,18 +174,29 @@ static void print_check(const qf_verify_result *r, int check)
     }
     switch ((qf_verify_check)check) {
     case QF_VERIFY_STRUCTURE:
+        if (r->shards) {
+            print_count(r->shards, "file", " of tensors, ");
+            print_count(r->tensors, "tensor", ", ");
+            print_count(r->layers, "quantized weight", "");
+            break;
+        }
         print_count(r->models, "model", ", ");
         print_count(r->layers, "quantized layer", ", ");
         print_count(r->tensors, "tensor", "");
         break;
     case QF_VERIFY_AGREEMENT:
-        print_count(r->agreeing, "layer", " in both models");
+        print_count(r->agreeing, "layer", " compared in both models");
+        if (r->apart)
+            printf(", %llu could not be", (unsigned long long)r->apart);
         break;
     case QF_VERIFY_MANIFEST:
         printf("%s hashed", cli_bytes(r->hashed, size));
         break;
     case QF_VERIFY_AGAINST:
         printf("%s recomputed", cli_bytes(r->recomputed, size));
+        break;
+    case QF_VERIFY_RUNNABLE:
+        printf("as made of the deploy model");
         break;
     }
     printf(": ");
@@ -199,7 +216,7 @@ static void print_summary(const arguments *a, const qf_verify_result *r, bool so
             print_check(r, c);
     }
     if (runnable) {
-        printf("  %-10s ", "runnable");
+        printf("  %-10s ", "written");
         cli_put_text(stdout, runnable);
         putchar('\n');
     }
@@ -220,9 +237,10 @@ static qf_status verify(const arguments *a, const qf_io_spec *io, qf_diagnostics
     options.io = io;
     options.export_options = &a->planned.options;
     options.threads = a->planned.options.threads;
+    options.skip_runnable = a->runnable;
     qf_status status = qf_verify(&options, list, result, &err);
     if (status != QF_OK)
-        qf_diagnostics_add_error(list, &err);
+        qf_note_error(list, *err.file ? NULL : a->prefix, &err);
     return status;
 }
 
@@ -270,7 +288,7 @@ static qf_status write_runnable(const arguments *a, qf_place *place, qf_diagnost
     if (status == QF_OK)
         status = qf_fail_at(&err, QF_ERR_INPUT, (qf_where){.file = a->prefix},
                             "there is no deploy model to make runnable");
-    qf_diagnostics_add_error(list, &err);
+    qf_note_error(list, NULL, &err);
     return status;
 }
 

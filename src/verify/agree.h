@@ -23,8 +23,8 @@ typedef struct qf_pairing {
     void *user;
     qf_graph **graphs;                /* of b, by index of a's */
     qf_strmap children_a, children_b; /* "%p" of a GraphProto -> qf_graph */
-    qf_strmap compared;               /* names of a's tensors that were */
-    uint64_t layers;
+    qf_strmap compared, unreadable;   /* names of a's tensors that were, or could not be */
+    bool skipped; /* some tensor of the node at hand could not be compared */
     qf_error *err;
 } qf_pairing;
 
@@ -33,12 +33,19 @@ typedef struct qf_counterpart {
     qf_node *node; /* NULL: none, or none is needed */
     qf_value **outputs;
     bool silent;          /* its absence was told of, or is right */
+    bool skipped;         /* not all its tensors could be compared */
     const char *wrong;    /* what is wrong with an expansion */
     qf_expanded expanded; /* of an AscendQuant */
 } qf_counterpart;
 
-/* Findings are those of `b`. The nodes' tags are used. *layers: those compared. */
-qf_status qf_agree(qf_subject *deploy, qf_subject *fake_quant, uint64_t *layers, qf_error *err);
+/* Quantized layers of the deploy model. */
+typedef struct qf_agreement {
+    uint64_t compared; /* in all that they have: weights, biases, scales */
+    uint64_t skipped;  /* the others */
+} qf_agreement;
+
+/* Findings are those of `b`. The nodes' tags are used. */
+qf_status qf_agree(qf_subject *deploy, qf_subject *fake_quant, qf_agreement *layers, qf_error *err);
 /* Every tensor that has one in its place is handed to `visit`. */
 qf_status qf_same_graph(qf_subject *expected, qf_subject *found, qf_tensor_pair_fn visit,
                         void *user, qf_error *err);
@@ -56,10 +63,12 @@ qf_value *qf_pairing_value(const qf_pairing *p, const qf_value *value);
 /* Notes that b's node has been accounted for. NULL is fine. */
 void qf_pairing_take(const qf_pairing *p, qf_node *node);
 
-/* ---- agree.c, agree_rnn.c ---- */
+/* ---- agree.c, agree_rnn.c, agreed.c ---- */
 
 /* Compares two constants that nodes read, once. */
 qf_status qf_pairing_constants(qf_pairing *p, qf_value *va, qf_value *vb, const char *user);
+/* agreed.c: which layers were compared, when all nodes are. */
+void qf_agree_count(const qf_pairing *p, qf_agreement *layers);
 /* A recurrent layer. */
 qf_status qf_pairing_rnn(qf_pairing *p, const qf_node *node, const qf_counterpart *c);
 
