@@ -122,6 +122,24 @@ static int read_arguments(int argc, char **argv, arguments *a)
 
 /* ---- results ---- */
 
+/* Errors as lines on stderr, of too many the first ones. */
+static void print_findings(const qf_diagnostics *list, bool quiet)
+{
+    enum { MOST = 50, STORED = 1000 }; /* lines; findings that a list keeps */
+    size_t told = 0;
+    for (size_t i = 0; i < qf_diagnostics_count(list); i++) {
+        qf_diagnostic d = qf_diagnostics_at(list, i);
+        bool error = d.severity == QF_ERROR;
+        if (error ? told < MOST : !quiet)
+            cli_print_finding(&d);
+        told += error && told < MOST;
+    }
+    if (qf_diagnostics_errors(list) > told)
+        fprintf(stderr, "quantfold: error: and %zu more errors (--json has %s)\n",
+                qf_diagnostics_errors(list) - told,
+                qf_diagnostics_errors(list) > STORED ? "the first thousand" : "all");
+}
+
 static const char *const checks[] = {"structure", "agreement", "manifest", "against", "runnable"};
 
 static int print_json(const arguments *a, const qf_diagnostics *list, const qf_verify_result *r,
@@ -185,9 +203,9 @@ static void print_check(const qf_verify_result *r, int check)
         print_count(r->tensors, "tensor", "");
         break;
     case QF_VERIFY_AGREEMENT:
-        print_count(r->agreeing, "layer", " compared in both models");
+        print_count(r->agreeing, "layer", " in both models");
         if (r->apart)
-            printf(", %llu could not be", (unsigned long long)r->apart);
+            printf(", %llu could not be compared", (unsigned long long)r->apart);
         break;
     case QF_VERIFY_MANIFEST:
         printf("%s hashed", cli_bytes(r->hashed, size));
@@ -305,7 +323,7 @@ static int run(const arguments *a, const qf_io_spec *io)
     if (sound && a->runnable)
         code = cli_exit_code(write_runnable(a, &place, list));
     const char *written = code == EXIT_DONE ? place.runnable : NULL;
-    cli_print_diagnostics(list, a->quiet);
+    print_findings(list, a->quiet);
     if (a->json) {
         int printed = print_json(a, list, seen ? &result : NULL, code == EXIT_DONE, written);
         code = code ? code : printed;

@@ -330,6 +330,23 @@ static bool is_verbatim(const comparison *c)
     return true;
 }
 
+/* Said first where most nodes are missing: what is wrong then is not in the model. */
+static void note_another(const comparison *c)
+{
+    const qf_ir *ir = &c->expected.ir;
+    size_t missing = 0;
+    for (size_t i = 0; i < ir->node_count; i++) {
+        const qf_node *node = ir->by_id[i];
+        const qf_node *other = qf_strmap_get(&c->found->ir.node_names, node->name);
+        missing += !other || !qf_same_text(other->proto->op_type, node->proto->op_type);
+    }
+    if (missing > ir->node_count / 2)
+        qf_subject_note(c->found, NULL,
+                        "this looks like another model: of the %zu nodes of the %s, %zu are not in "
+                        "it; what follows comes of that",
+                        ir->node_count, c->expected.role, missing);
+}
+
 /* Graph and small tensors of one model; what jobs make becomes claims. */
 static qf_status compare_graph(comparison *c)
 {
@@ -346,9 +363,10 @@ static qf_status compare_graph(comparison *c)
         status =
             qf_subject_read(&file, role, c->found->findings, &c->expected, &c->open, c->err);
     c->expected.origin = c->against->runnable ? "the deploy model" : "the source";
-    return status == QF_OK && c->open
-               ? qf_same_graph(&c->expected, c->found, compare_tensor, c, c->err)
-               : status;
+    if (status != QF_OK || !c->open)
+        return status;
+    note_another(c);
+    return qf_same_graph(&c->expected, c->found, compare_tensor, c, c->err);
 }
 
 static void release(comparison *c)
