@@ -30,8 +30,8 @@ typedef struct qf_runnable_check {
     qf_diagnostics *findings;
     int threads;
 } qf_runnable_check;
-/* Whether the one is what would be made of the other, as one finding. */
-qf_status qf_check_runnable(const qf_runnable_check *check, qf_error *err);
+/* Whether the one is what would be made of the other, as one finding. *done: that can be told. */
+qf_status qf_check_runnable(const qf_runnable_check *check, bool *done, qf_error *err);
 
 /* ---- between their files ---- */
 

@@ -58,6 +58,9 @@ qf_status qf_pairing_node(qf_pairing *p, qf_node *node);
 bool qf_is_npu_node(const qf_node *node);
 /* The Cast behind the int32 bias of a layer with 4-bit activations, which fake_quant has not. */
 bool qf_is_bias_cast(const qf_node *node);
+/* Whether nodes of two runnable models are of one operator, though of functions of other names: a
+ * ConvTranspose is split by the number of its channels, which only one of them knows. */
+bool qf_is_split_otherwise(const qf_node *a, const qf_node *b);
 /* The value of b that a value of a should be; NULL if there is none. */
 qf_value *qf_pairing_value(const qf_pairing *p, const qf_value *value);
 /* Notes that b's node has been accounted for. NULL is fine. */

@@ -151,6 +151,16 @@ static void pair_choice(const qf_pairing *p, const qf_node *node, qf_counterpart
     c->silent = chosen != NULL;
 }
 
+bool qf_is_split_otherwise(const qf_node *a, const qf_node *b)
+{
+    static const char op[] = "ConvTranspose";
+    const size_t weight = 2; /* behind x and its zero point */
+    const qf_value *value = a->input_count > weight ? a->inputs[weight] : NULL;
+    const qf_node *choose = value ? value->producer : NULL;
+    const qf_counterpart *c = choose && qf_run_is(choose, "ChooseChannels") ? choose->tag : NULL;
+    return c && c->silent && qf_run_is(a, op) && qf_run_is(b, op);
+}
+
 static bool set_outputs(qf_pairing *p, const qf_node *node, qf_counterpart *c, const qf_node *last)
 {
     c->outputs = qf_arena_array(&p->b->arena, node->output_count + 1, sizeof *c->outputs);

@@ -11,7 +11,8 @@
 #include "verify/against.h"
 #include "verify/finding.h"
 
-/* One finding of all: the file is made anew, not mended. `made`: there is one to compare with. */
+/* One finding of all: the file is made anew, not mended. `made`: there is one to compare with. If
+ * not, it may be that of a float model, which tells more of its layers. */
 static void note_other(const qf_runnable_check *check, bool made)
 {
     const qf_diagnostics *list = check->found;
@@ -24,9 +25,9 @@ static void note_other(const qf_runnable_check *check, bool made)
     const qf_where where = {.file = check->path};
     const char *mark = *first.item ? ": " : "";
     if (!made)
-        qf_diag_add(check->findings, QF_ERROR, where,
+        qf_diag_add(check->findings, QF_WARNING, where,
                     "no runnable model can be made of the deploy model beside it, so that this one "
-                    "is of another export; remove it (%s%s%s)",
+                    "could not be compared (%s%s%s)",
                     first.item, mark, first.message);
     else
         qf_diag_add(check->findings, QF_ERROR, where,
@@ -62,11 +63,10 @@ static qf_status compare(qf_against *a, const char *deploy, bool *made)
     return status;
 }
 
-qf_status qf_check_runnable(const qf_runnable_check *check, qf_error *err)
+qf_status qf_check_runnable(const qf_runnable_check *check, bool *done, qf_error *err)
 {
     const qf_verify_options plain = {.threads = check->threads};
     const qf_manifest_inputs none = {0};
-    bool made = true;
     qf_against a = {.options = &plain,
                     .prefix = check->save_path,
                     .found = {check->runnable},
@@ -74,8 +74,9 @@ qf_status qf_check_runnable(const qf_runnable_check *check, qf_error *err)
                     .inputs = &none,
                     .findings = check->found,
                     .err = err};
-    qf_status status = check->runnable ? compare(&a, check->deploy, &made) : QF_OK;
+    *done = true;
+    qf_status status = check->runnable ? compare(&a, check->deploy, done) : QF_OK;
     if (status == QF_OK)
-        note_other(check, made);
+        note_other(check, *done);
     return status;
 }

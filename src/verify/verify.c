@@ -288,8 +288,7 @@ static qf_status check_runnable(verifier *v)
              "the deploy model is not sound, so that the runnable model was not compared with what "
              "is made of it");
     } else if (there) {
-        v->result->done[QF_VERIFY_RUNNABLE] = true;
-        status = qf_check_runnable(&check, v->err);
+        status = qf_check_runnable(&check, &v->result->done[QF_VERIFY_RUNNABLE], v->err);
     }
     end_check(v, QF_VERIFY_RUNNABLE);
     return status;

@@ -29,6 +29,7 @@ from test_verify import (  # noqa: F401 (outputs is a fixture)
 )
 
 import make_record
+import shim
 from support import DEPLOY, FAKE
 
 RUNNABLE = "m_runnable_model.onnx"
@@ -93,7 +94,7 @@ def test_it_may_come_of_the_float_model(quantfold, outputs, kind, tmp_path):  # 
 def hidden_channels_net() -> Net:
     """A layer whose number of input channels no one can tell from the graph."""
     net = Net()
-    shape = net.input("shape", np.array([1, 4, 8, 8], np.int64), ["n"])
+    shape = net.input("shape", np.array([1, 4, 8, 8], np.int64))
     y = net.op("Reshape", [net.input("x", normal(1, 4, 8, 8)), shape], "reshape")
     net.output(conv(net, y, normal(6, 4, 3, 3, seed=1), normal(6, seed=2), name="c"))
     return net
@@ -119,7 +120,7 @@ def test_packed_or_not_is_known_of_the_float_model_alone(quantfold, bits, tmp_pa
     layer = next(n for n in plain.graph.node if n.name == "c")
     layer.input[2] = layer.input[1]
     onnx.save(plain, str(tmp_path / RUNNABLE))
-    assert "c.weight_channels" in runnable_error(quantfold, tmp_path)
+    assert "c.weight" in runnable_error(quantfold, tmp_path)
 
 
 def test_of_another_export(quantfold, outputs, spoiler):  # noqa: F811
@@ -170,7 +171,7 @@ CHANGES = {
         ),
         "function is not that",
     ),
-    "node": (lambda s: s.edit(RUNNABLE, lambda m: m.graph.node.pop()), "last"),
+    "node": (lambda s: s.edit(RUNNABLE, lambda m: m.graph.node.pop()), "produces output 'y'"),
     "operator": (lambda s: s.node(RUNNABLE, "r", lambda n: setattr(n, "op_type", "Tanh")), "Tanh"),
     "input": (
         lambda s: s.node(RUNNABLE, "last", lambda n: n.input.__setitem__(0, "flat")),
@@ -339,6 +340,23 @@ def test_a_layer_that_differs_was_compared(quantfold, outputs, tmp_path):  # noq
     assert (found["agreeing"], found["apart"]) == (4, 0)
 
 
+def test_the_bias_of_4_bit_activations_is_compared(quantfold, tmp_path):
+    """It is behind a Cast, which fake_quant has not."""
+    net = Net()
+    y = conv(net, net.input("x", normal(1, 4, 8, 8)), normal(6, 4, 3, 3), normal(6), name="c")
+    net.output(y)
+    onnx.save(net.model(), str(tmp_path / "f.onnx"))
+    record = make_record.record_text([make_record.Record("c", 0.03, -5, [0.01], "INT4", "INT4")])
+    (tmp_path / "r.txt").write_text(record)
+    quantfold.export(tmp_path / "f.onnx", tmp_path / "r.txt", tmp_path / "m")
+    found = verify(quantfold, tmp_path / "m")
+    assert found["ok"] and (found["agreeing"], found["apart"]) == (1, 0)
+    assert any("bias_quant" in n.name for n in onnx.load(str(tmp_path / DEPLOY)).graph.node)
+    Spoiler(tmp_path, random.Random(0)).flip(DEPLOY, "c.bias")
+    (error,) = errors(verify(quantfold, tmp_path / "m"))
+    assert error["check"] == "agreement" and error["item"] == "c.bias"
+
+
 @pytest.mark.parametrize("tensor", ["W", "R", "B"])
 def test_recurrent_layers_that_were_not_compared(
     quantfold, outputs, tensor, tmp_path
@@ -430,7 +448,11 @@ def test_files_that_no_model_uses(quantfold, outputs, prefix, tmp_path):  # noqa
     ]
     assert found["ok"] and leftovers(found) == [str(files[0]) for files in kinds]
     first, _ = [f for f in warnings(found) if "left over" in f["message"]]
-    assert f"{len(kinds[0]) - 1} others" in first["message"] and first["check"] == "structure"
+    assert first["check"] == "structure" and "can be removed" in first["message"]
+    (tmp_path / "out" / "z_deploy.external").touch()
+    (tmp_path / "out" / "z2_deploy.external").touch()
+    first, _ = [f for f in warnings(verify(quantfold, path)) if "left over" in f["message"]]
+    assert f"nor {len(kinds[0]) + 1} others whose names end in '_deploy" in first["message"]
 
 
 def test_whose_they_are_is_not_known_beside_other_models(
@@ -567,19 +589,20 @@ def test_external_data_that_is_wrong(quantfold, outputs, tmp_path, monkeypatch):
     assert (first["file"], first["item"]) == (f"out/{DEPLOY}", tensor), first
 
 
-def test_a_failure_of_the_system_has_its_fields(
-    quantfold, outputs, tmp_path, monkeypatch
-):  # noqa: F811
+def test_a_failure_of_the_system_has_its_fields(quantfold, outputs, tmp_path):  # noqa: F811
     """No check made it."""
     folder = tmp_path / "out"
     shutil.copytree(outputs["plain"].folder, folder)
-    (folder / DEPLOY).unlink()
-    os.symlink(folder / ("x" * 300), folder / DEPLOY)
-    found = verify(quantfold, folder / "m", code=3)
-    assert not found["ok"]
-    (error,) = found["findings"]
-    assert error["check"] is None and error["file"] == str(folder / DEPLOY)
-    assert error["file"] not in error["message"] and error["message"]
+    preloaded = shim.preload(Path(quantfold.binary))
+    struck = shim.environment(preloaded, folder, "open:1:EIO", tmp_path / "report")
+    run = quantfold("verify", folder / "m", "--json", env=struck)
+    (error,) = json.loads(run.out)["findings"]
+    assert run.code == 3 and error["check"] is None
+    assert error["file"] == str(folder / DEPLOY)
+    assert error["file"] not in error["message"] and "error" in error["message"]
+    (folder / ".m.quantfold-partial").write_text("in the way")
+    last = verify(quantfold, folder / "m", "--runnable", code=3)["findings"][-1]
+    assert last["check"] is None and last["severity"] == "error"
 
 
 def test_another_model_is_told_first(quantfold, outputs, tmp_path):  # noqa: F811
