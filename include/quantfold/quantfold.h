@@ -567,7 +567,7 @@ typedef struct qf_verify_options {
     /* Of these, external_threshold, source, on_unsupported, free_qdq, weight_only, include and
      * exclude must be as at the export; the others are told from its files. NULL: the defaults. */
     const qf_export_options *export_options;
-    int threads; /* to recompute with; 0: as many as OpenMP would */
+    int threads;        /* to recompute with; 0: as many as OpenMP would */
     bool skip_runnable; /* a runnable model is to be written anew, so that the one that may be there
                            is not looked at */
 } qf_verify_options;

@@ -14,8 +14,8 @@
 typedef struct resolver {
     qf_model *model;
     qf_arena *arena;
-    qf_strmap by_location;    /* location -> index of the file + 1 */
-    qf_refused_fn note;       /* NULL: what is refused ends it */
+    qf_strmap by_location; /* location -> index of the file + 1 */
+    qf_refused_fn note;    /* NULL: what is refused ends it */
     void *user;
     qf_error *err;
 } resolver;

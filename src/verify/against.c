@@ -360,13 +360,12 @@ static qf_status compare_graph(comparison *c)
     qf_status status = assemble(c, &file);
     const char *role = c->against->runnable ? "model made of the deploy model" : "model as planned";
     if (status == QF_OK)
-        status =
-            qf_subject_read(&file, role, c->found->findings, &c->expected, &c->open, c->err);
+        status = qf_subject_read(&file, role, c->found->findings, &c->expected, &c->open, c->err);
     c->expected.origin = c->against->runnable ? "the deploy model" : "the source";
     if (status != QF_OK || !c->open)
         return status;
     note_another(c);
-    return qf_same_graph(&c->expected, c->found, compare_tensor, c, c->err);
+    return qf_same_graph(&c->expected, c->found, c->against->runnable, compare_tensor, c, c->err);
 }
 
 static void release(comparison *c)

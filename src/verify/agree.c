@@ -106,7 +106,8 @@ static qf_status compare_itself(qf_pairing *p, const qf_node *node, const qf_nod
         qf_subject_note(p->b, qf_subject_node_name(other),
                         "the node that makes '%s' is called '%s' in the %s",
                         y->n_output ? y->output[0] : "", x->name ? x->name : "", p->a->role);
-    if (!qf_same_text(x->op_type, y->op_type) && !(p->same && qf_is_split_otherwise(node, other)))
+    if (!qf_same_text(x->op_type, y->op_type) &&
+        !(p->runnable && qf_is_split_otherwise(node, other)))
         qf_subject_note(p->b, name, "the node is %s, but %s in the %s",
                         y->op_type ? y->op_type : "of no type",
                         x->op_type ? x->op_type : "of no type", p->a->role);
@@ -363,13 +364,26 @@ qf_status qf_pairing_child(qf_pairing *p, const Onnx__GraphProto *x, const Onnx_
 
 /* ---- the whole ---- */
 
+static bool same_import(const Onnx__OperatorSetIdProto *x, const Onnx__OperatorSetIdProto *y)
+{
+    return qf_same_text(x->domain, y->domain) && x->version == y->version;
+}
+
+/* Whether y imports all that x does, in this order. More may come of the float model: a domain that
+ * its quantized layers had. */
+static bool imports_all(const Onnx__ModelProto *x, const Onnx__ModelProto *y)
+{
+    size_t i = 0;
+    for (size_t j = 0; i < x->n_opset_import && j < y->n_opset_import; j++)
+        i += same_import(x->opset_import[i], y->opset_import[j]);
+    return i == x->n_opset_import;
+}
+
 static void compare_opsets(qf_pairing *p)
 {
     const Onnx__ModelProto *x = p->a->proto, *y = p->b->proto;
-    bool same = x->n_opset_import == y->n_opset_import;
-    for (size_t i = 0; same && i < x->n_opset_import; i++)
-        same = qf_same_text(x->opset_import[i]->domain, y->opset_import[i]->domain) &&
-               x->opset_import[i]->version == y->opset_import[i]->version;
+    bool same = p->runnable || x->n_opset_import == y->n_opset_import;
+    same = same && imports_all(x, y);
     if (!same)
         qf_subject_note(p->b, NULL,
                         "the operator sets that the model imports are not those of the %s (default "
@@ -432,10 +446,15 @@ qf_status qf_agree(qf_subject *deploy, qf_subject *fake_quant, qf_agreement *lay
     return status;
 }
 
-qf_status qf_same_graph(qf_subject *expected, qf_subject *found, qf_tensor_pair_fn visit,
-                        void *user, qf_error *err)
+qf_status qf_same_graph(qf_subject *expected, qf_subject *found, bool runnable,
+                        qf_tensor_pair_fn visit, void *user, qf_error *err)
 {
-    qf_pairing p = {
-        .a = expected, .b = found, .same = true, .visit = visit, .user = user, .err = err};
+    qf_pairing p = {.a = expected,
+                    .b = found,
+                    .same = true,
+                    .runnable = runnable,
+                    .visit = visit,
+                    .user = user,
+                    .err = err};
     return run(&p);
 }

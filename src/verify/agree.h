@@ -17,14 +17,14 @@ typedef qf_status (*qf_tensor_pair_fn)(const Onnx__TensorProto *expected,
                                        const Onnx__TensorProto *found, void *user);
 
 typedef struct qf_pairing {
-    qf_subject *a, *b; /* deploy and fake_quant, or expected and found */
-    bool same;
+    qf_subject *a, *b;       /* deploy and fake_quant, or expected and found */
+    bool same, runnable;     /* `runnable` goes with `same` */
     qf_tensor_pair_fn visit; /* with `same` */
     void *user;
     qf_graph **graphs;                /* of b, by index of a's */
     qf_strmap children_a, children_b; /* "%p" of a GraphProto -> qf_graph */
     qf_strmap compared, unreadable;   /* names of a's tensors that were, or could not be */
-    bool skipped; /* some tensor of the node at hand could not be compared */
+    bool skipped;                     /* some tensor of the node at hand could not be compared */
     qf_error *err;
 } qf_pairing;
 
@@ -46,9 +46,10 @@ typedef struct qf_agreement {
 
 /* Findings are those of `b`. The nodes' tags are used. */
 qf_status qf_agree(qf_subject *deploy, qf_subject *fake_quant, qf_agreement *layers, qf_error *err);
-/* Every tensor that has one in its place is handed to `visit`. */
-qf_status qf_same_graph(qf_subject *expected, qf_subject *found, qf_tensor_pair_fn visit,
-                        void *user, qf_error *err);
+/* Every tensor that has one in its place is handed to `visit`. `runnable`: they are runnable
+ * models, of which one that was made of a float model may know more (pair.c, functions.c). */
+qf_status qf_same_graph(qf_subject *expected, qf_subject *found, bool runnable,
+                        qf_tensor_pair_fn visit, void *user, qf_error *err);
 
 /* ---- pair.c ---- */
 

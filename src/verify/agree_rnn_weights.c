@@ -228,8 +228,9 @@ static qf_status compare_compact(qf_rnn_pair *r, const qf_value *va, qf_node *mu
     qf_pairing_take(p, mul);
     qf_pairing_take(p, cast);
     qf_pairing_take(p, constant);
-    qf_status status = qf_compare_tensors(
-        (qf_side){p->a, va->init}, (qf_side){p->b, cast->inputs[0]->init}, r->deploy->name, &p->skipped, p->err);
+    qf_status status =
+        qf_compare_tensors((qf_side){p->a, va->init}, (qf_side){p->b, cast->inputs[0]->init},
+                           r->deploy->name, &p->skipped, p->err);
     if (status == QF_OK)
         status = qf_reading_floats(p->b, factor, r->rows + 1, &scales, &count, p->err);
     if (status != QF_OK)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which layers of the two models were compared in all that they have. A node says of its own tensors
- * whether they were; a layer is several nodes, and what is between it and its constants. */
+/* Which layers of the two models were compared in all that they have. A node says of its own
+ * tensors whether they were; a layer is several nodes, and what is between it and its constants. */
 #include "verify/agree.h"
 #include "verify/structure.h"
 

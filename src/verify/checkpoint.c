@@ -47,9 +47,9 @@ qf_status qf_list_shards(qf_place *place, qf_manifest_files *files, qf_error *er
 static bool is_quantized(const qf_checkpoint *c, const qf_safetensor *t, bool *memory)
 {
     static const char packed[] = ".weight_packed", plain[] = ".weight";
-    const char *end = qf_ends_with(t->name, packed)                                   ? packed
+    const char *end = qf_ends_with(t->name, packed)                                 ? packed
                       : qf_ends_with(t->name, plain) && strcmp(t->dtype, "I8") == 0 ? plain
-                                                                                       : NULL;
+                                                                                    : NULL;
     if (!end)
         return false;
     char *scale = qf_arena_printf((qf_arena *)(uintptr_t)&c->arena, "%.*s.weight_scale",

@@ -403,8 +403,8 @@ qf_status qf_compare_scales(qf_side param, qf_side scales, const char *user, boo
             if (!equal)
                 qf_subject_note(scales.subject, user, "scale %llu is %s, but %s in %s of the %s",
                                 (unsigned long long)(at + i), qf_element_text(FLOAT_TYPE, y, i, ty),
-                                qf_element_text(FLOAT_TYPE, x, 2 * i, tx), qf_label(param.subject, param.tensor),
-                                param.subject->role);
+                                qf_element_text(FLOAT_TYPE, x, 2 * i, tx),
+                                qf_label(param.subject, param.tensor), param.subject->role);
         }
     }
     if (open)

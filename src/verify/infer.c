@@ -171,8 +171,8 @@ static qf_export_options first_options(const qf_against *a, const traits *t)
     o.ignore_target = true;
     o.emit = a->runnable                ? QF_EMIT_RUNNABLE
              : !a->found[QF_FAKE_QUANT] ? QF_EMIT_DEPLOY
-             : !a->found[QF_DEPLOY]   ? QF_EMIT_FAKE_QUANT
-                                      : QF_EMIT_BOTH;
+             : !a->found[QF_DEPLOY]     ? QF_EMIT_FAKE_QUANT
+                                        : QF_EMIT_BOTH;
     o.external_layout = t->single ? QF_LAYOUT_SINGLE : QF_LAYOUT_PER_TENSOR;
     o.dedup = t->repeated;
     o.fake_quant_weights = t->shared && o.emit == QF_EMIT_BOTH ? QF_FAKE_QUANT_SHARED

@@ -143,8 +143,8 @@ static void check_bias(const layer_check *c, qf_value *bias, int bits)
         return;
     }
     if (t->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__INT32)
-        qf_subject_note(c->s, c->node->name, "its bias '%s' is %s; expected int32", qf_label(c->s, t),
-                        qf_dtype_name(t->data_type));
+        qf_subject_note(c->s, c->node->name, "its bias '%s' is %s; expected int32",
+                        qf_label(c->s, t), qf_dtype_name(t->data_type));
     uint64_t count;
     bool broadcast = qf_node_is(c->node, "Gemm");
     bool counted = qf_dims_count(t->dims, t->n_dims, &count);

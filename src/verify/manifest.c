@@ -326,10 +326,8 @@ qf_status qf_check_manifest(const char *folder, const char *name, const qf_manif
                             qf_manifest_inputs *inputs, qf_error *err)
 {
     char real[PATH_MAX];
-    checker c = {.findings = findings,
-                 .err = err,
-                 .given = folder,
-                 .path = qf_stage_path(folder, name)};
+    checker c = {
+        .findings = findings, .err = err, .given = folder, .path = qf_stage_path(folder, name)};
     *found = false;
     *inputs = (qf_manifest_inputs){0};
     if (!c.path)

@@ -123,8 +123,8 @@ static qf_node *find_itself(const qf_pairing *p, const qf_node *node)
 }
 
 /* A runnable model that was made of the float model knows which int8 weights are packed, where the
- * deploy model leaves it to a ChooseChannels to tell; what reads that then reads one of the two that
- * it chooses from. NULL: that is not so. */
+ * deploy model leaves it to a ChooseChannels to tell; what reads that then reads one of the two
+ * that it chooses from. NULL: that is not so. */
 static qf_value *find_chosen(const qf_pairing *p, const qf_node *choose)
 {
     const qf_value *out = qf_node_output(choose);
@@ -235,7 +235,7 @@ qf_status qf_pairing_node(qf_pairing *p, qf_node *node)
         return qf_fail_memory(p->err);
     if (!p->same && qf_is_window_cache(node))
         set_rnn_outputs(p, node, c);
-    if (!c->node && p->same && node->output_count)
+    if (!c->node && p->runnable && node->output_count)
         pair_choice(p, node, c);
     const qf_value *out = qf_node_output(node);
     if (c->silent && !p->same && out && node->input_count == 1)

@@ -54,9 +54,9 @@ static const char *open_span(qf_reading *r, int32_t type, qf_status *status, qf_
         return "is stored in a field that does not belong to its dtype";
     if (!qf_field_is_varint(r->span->field))
         return r->span->length == r->bytes ? NULL : wrong_count;
-    *status =
-        qf_varint_index_build(r->span, qf_varint_count(type, r->count),
-                              r->file ? r->file->path : "", r->tensor->name ? r->tensor->name : "", &r->index, err);
+    *status = qf_varint_index_build(r->span, qf_varint_count(type, r->count),
+                                    r->file ? r->file->path : "",
+                                    r->tensor->name ? r->tensor->name : "", &r->index, err);
     if (*status != QF_ERR_INPUT)
         return NULL;
     *status = QF_OK;

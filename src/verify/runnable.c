@@ -34,7 +34,8 @@ static void note_other(const qf_runnable_check *check, bool made)
                     "it is not the runnable model of the deploy model beside it, but damaged, or "
                     "of another export: 'quantfold verify %s --runnable' writes it anew; else "
                     "remove it (%zu difference%s, the first: %s%s%s)",
-                    check->save_path, count, count == 1 ? "" : "s", first.item, mark, first.message);
+                    check->save_path, count, count == 1 ? "" : "s", first.item, mark,
+                    first.message);
 }
 
 static qf_status compare(qf_against *a, const char *deploy, bool *made)

@@ -12,8 +12,8 @@ typedef struct qf_nameless qf_nameless;
 typedef struct qf_subject {
     const char *role;   /* "deploy model", for messages */
     const char *origin; /* of what should be there: "the source" */
-    const char *path; /* as messages name it; the arena's */
-    qf_model model;   /* its files and payloads; no skeleton */
+    const char *path;   /* as messages name it; the arena's */
+    qf_model model;     /* its files and payloads; no skeleton */
     qf_arena arena;
     Onnx__ModelProto *proto;
     qf_ir ir;       /* nodes in the order of the file; main graph first */

@@ -23,9 +23,9 @@ typedef struct verifier {
     bool checkable; /* there is something whose inside is looked at */
     bool open[MODELS], walkable[MODELS], sound[MODELS];
     qf_subject subjects[MODELS];
-    qf_diagnostics *aside;  /* what is wrong with a runnable model beside its deploy model */
-    qf_manifest_files used; /* locations of external data, */
-    size_t used_by_targets; /* those of the runnable model alone behind so many */
+    qf_diagnostics *aside;     /* what is wrong with a runnable model beside its deploy model */
+    qf_manifest_files used;    /* locations of external data, */
+    size_t used_by_targets;    /* those of the runnable model alone behind so many */
     qf_manifest_inputs inputs; /* that the manifest names */
     qf_diag_mark mark;
     qf_error *err;
@@ -274,8 +274,8 @@ static qf_status check_runnable(verifier *v)
     const qf_runnable_check check = {.save_path = v->place.save_path,
                                      .path = v->place.runnable,
                                      .deploy = v->place.paths[QF_DEPLOY],
-                                     .runnable = v->walkable[RUNNABLE] ? &v->subjects[RUNNABLE]
-                                                                       : NULL,
+                                     .runnable =
+                                         v->walkable[RUNNABLE] ? &v->subjects[RUNNABLE] : NULL,
                                      .found = v->aside,
                                      .findings = v->findings,
                                      .threads = v->options->threads};
