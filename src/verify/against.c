@@ -343,7 +343,7 @@ static void note_another(const comparison *c)
     if (missing > ir->node_count / 2)
         qf_subject_note(c->found, NULL,
                         "this looks like another model: of the %zu nodes of the %s, %zu are not in "
-                        "it; what follows comes of that",
+                        "it",
                         ir->node_count, c->expected.role, missing);
 }
 
