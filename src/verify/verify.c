@@ -197,7 +197,7 @@ static qf_status check_agreement(verifier *v)
                     "between the two models",
                     roles[missing]);
     } else if (v->place.exists[QF_DEPLOY]) {
-        warn(v, NULL,
+        warn(v, v->place.paths[v->walkable[QF_DEPLOY] ? QF_FAKE_QUANT : QF_DEPLOY],
              "a model could not be read, or has a cycle, so that the two were not "
              "compared");
     }

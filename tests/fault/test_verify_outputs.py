@@ -229,14 +229,48 @@ def test_a_deploy_model_that_is_wrong_is_not_the_measure(quantfold, spoiler):
     assert any("deploy model is not sound" in f["message"] for f in warnings(found))
 
 
-def test_a_deploy_model_that_none_can_be_made_of(quantfold, spoiler):
-    """A Gemm with beta is one that deploy models can have, not runnable ones."""
-    s = spoiler("plain")
-    s.edit(DEPLOY, lambda m: setattr(m.opset_import[0], "version", 9))
-    s.edit(FAKE, lambda m: setattr(m.opset_import[0], "version", 9))
-    found = verify(quantfold, s.folder / "m")
-    told = [f for f in found["findings"] if f["check"] == "runnable"]
-    assert len(told) == 1 and told[0]["file"] == str(s.folder / RUNNABLE)
+def operators(path: Path) -> set[str]:
+    """Of the layers of a runnable model."""
+    return {n.op_type for n in onnx.load(str(path)).graph.node if n.name == "c"}
+
+
+def export_hidden_transpose(quantfold, folder: Path, channels: int) -> None:
+    """A ConvTranspose whose input does not tell its channels: deploy model, and the runnable one of
+    the float model."""
+    net = Net()
+    shape = net.input("shape", np.ones(4, np.int64))
+    y = net.op("Reshape", [net.input("x", normal(1, channels, 2, 2)), shape], "reshape")
+    w = net.weight("w", normal(channels, 2, 3, 3, seed=1))
+    net.output(net.op("ConvTranspose", [y, w], "c", kernel_shape=[3, 3]))
+    onnx.save(net.model(), str(folder / "f.onnx"))
+    record = make_record.record_text([make_record.Record("c", 0.03, -5, [0.01], "INT8", "INT8")])
+    (folder / "r.txt").write_text(record)
+    for emit in ("deploy", "runnable"):
+        quantfold.export(folder / "f.onnx", folder / "r.txt", folder / "m", "--emit", emit)
+
+
+def test_a_deploy_model_that_none_can_be_made_of(quantfold, tmp_path):
+    """Of the float model one can: it tells that the weight is not packed, and so how long the sums
+    are at most."""
+    export_hidden_transpose(quantfold, tmp_path, 4000)
+    found = verify(quantfold, tmp_path / "m")
+    (told,) = [f for f in found["findings"] if f["check"] == "runnable"]
+    assert found["ok"] and told["severity"] == "warning", found["findings"]
+    assert told["file"] == str(tmp_path / RUNNABLE) and "terms" in told["message"]
+    assert not found["checks"]["runnable"]["done"]
+
+
+@pytest.mark.parametrize("channels", [40, 260])
+def test_digits_of_another_number_of_channels(quantfold, channels, tmp_path):
+    """A ConvTranspose is split by the channels of its weight, which only the float model tells."""
+    export_hidden_transpose(quantfold, tmp_path, channels)
+    ours = operators(tmp_path / RUNNABLE)
+    assert verify(quantfold, tmp_path / "m")["ok"]
+    assert verify(quantfold, tmp_path / "m", "--runnable")["ok"]
+    assert ours != operators(tmp_path / RUNNABLE)  # else nothing is tried here
+    export_hidden_transpose(quantfold, tmp_path, channels)
+    Spoiler(tmp_path, random.Random(0)).flip(RUNNABLE, "w")
+    assert "w: element" in runnable_error(quantfold, tmp_path)
 
 
 def test_memory_does_not_grow_with_it(quantfold, tmp_path):
@@ -383,17 +417,24 @@ def test_payloads_of_a_checkpoint_cannot_be_asked_for(quantfold, checkpoint, mor
     assert "checkpoint" in run.err and "not recomputed" in run.err
 
 
-@pytest.mark.parametrize(
-    "name", ["quantfold.manifest.json", "model.safetensors", "model.safetensors.index.json"]
-)
+@pytest.mark.parametrize("name", ["quantfold.manifest.json", "model.safetensors"])
 def test_a_file_of_a_checkpoint_stands_for_its_folder(quantfold, checkpoint, name):
-    path = checkpoint / name
-    if name.endswith("index.json"):
-        pytest.skip("a checkpoint of one file has none") if not path.exists() else None
-    found = verify(quantfold, path)
+    found = verify(quantfold, checkpoint / name)
     assert found["ok"] and found["shards"] == 1, found["findings"]
     run = quantfold("verify", name, "-q", cwd=checkpoint)
     assert run.code == 0, run.err
+
+
+def test_an_index_stands_for_its_folder(quantfold, checkpoint, tmp_path):
+    """A checkpoint of several files."""
+    line = ("checkpoint", "--model", tmp_path / "source", "--out", tmp_path / "many")
+    run = quantfold(*line, "--scheme", "w8a16", "--max-shard-size", "4000")
+    assert run.code == 0, run.err
+    count = len(list((tmp_path / "many").glob("*.safetensors")))
+    whole, index = verify(quantfold, checkpoint), "model.safetensors.index.json"
+    found = verify(quantfold, tmp_path / "many" / index)
+    assert found["ok"] and found["shards"] == count > 1, found["findings"]
+    assert all(found[key] == whole[key] for key in ("tensors", "layers"))
 
 
 def test_a_prefix_that_is_called_as_the_manifest(quantfold, outputs, tmp_path):  # noqa: F811
