@@ -107,7 +107,7 @@ _quantfold() {
       inspect) _quantfold_reply "$cur" '*.onnx' ;;
       batch) _quantfold_reply "$cur" '*.json' ;;
       report) _quantfold_reply "$cur" '*.manifest.json' ;;
-      verify) _quantfold_reply "$cur" / ;;
+      verify) _quantfold_reply "$cur" '*deploy_model.onnx' '*manifest.json' ;;
     esac
   fi
 }

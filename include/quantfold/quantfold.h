@@ -548,27 +548,31 @@ QF_API qf_status qf_summary_save(const char *path, const char *target, char **sa
 /* What an output is looked at for, in this order.
  * STRUCTURE: each model by itself: operators, attributes, dtypes, shapes, names, links, the data of
  * every tensor. AGREEMENT: deploy against fake_quant, number by number. MANIFEST: hashes and sizes
- * of files. AGAINST: every payload recomputed from the source. */
+ * of files. AGAINST: every payload recomputed from the source. RUNNABLE: a runnable model against
+ * what is made of the deploy model beside it. */
 typedef enum qf_verify_check {
     QF_VERIFY_STRUCTURE = 0,
     QF_VERIFY_AGREEMENT = 1,
     QF_VERIFY_MANIFEST = 2,
-    QF_VERIFY_AGAINST = 3
+    QF_VERIFY_AGAINST = 3,
+    QF_VERIFY_RUNNABLE = 4
 } qf_verify_check;
-enum { QF_VERIFY_CHECKS = 4 };
+enum { QF_VERIFY_CHECKS = 5 };
 
 typedef struct qf_verify_options {
     size_t struct_size; /* set by qf_verify_options_init */
     /* The save path of an export, or the folder of an exported checkpoint. */
     const char *prefix;
     /* What it was exported from; `model` NULL: nothing is recomputed. As in
-     * qf_save_quant_retrain_model. */
+     * qf_save_quant_retrain_model. With a checkpoint, QF_ERR_USAGE: its payloads are not. */
     const char *model, *record, *config;
     const qf_io_spec *io; /* as at the export; NULL: none */
     /* Of these, external_threshold, source, on_unsupported, free_qdq, weight_only, include and
      * exclude must be as at the export; the others are told from its files. NULL: the defaults. */
     const qf_export_options *export_options;
-    int threads; /* to recompute with; 0: as many as OpenMP would */
+    int threads;        /* to recompute with; 0: as many as OpenMP would */
+    bool skip_runnable; /* a runnable model is to be written anew, so that the one that may be there
+                           is not looked at */
 } qf_verify_options;
 QF_API void qf_verify_options_init_sized(qf_verify_options *options, size_t size);
 static inline void qf_verify_options_init(qf_verify_options *options)
@@ -582,12 +586,15 @@ typedef struct qf_verify_result {
     /* Findings of check c are those of the list from listed[c - 1] (0 for the first check) to
      * before listed[c]; warnings tell what could not be checked. */
     uint64_t listed[QF_VERIFY_CHECKS];
-    uint64_t models;     /* read */
-    uint64_t layers;     /* quantized, in the deploy model, or in fake_quant without one */
-    uint64_t agreeing;   /* compared between the two */
+    uint64_t models;     /* read; a checkpoint is one */
+    uint64_t layers;     /* quantized, in the deploy model, or in fake_quant without one; of a
+                            checkpoint, quantized weights */
+    uint64_t agreeing;   /* compared between the two: weights, biases, scales */
     uint64_t tensors;    /* in all models */
     uint64_t hashed;     /* bytes, by the manifest */
     uint64_t recomputed; /* bytes, from the source */
+    uint64_t apart;      /* quantized layers of which not all could be compared */
+    uint64_t shards;     /* files of tensors of a checkpoint; 0: it is none, or cannot be read */
 } qf_verify_result;
 
 /* Looks at an output and reports everything that is wrong with it to `diagnostics`; nothing is

@@ -239,6 +239,7 @@ class VerifyOptions(Structure):
         ("io", POINTER(IoSpec)),
         ("export_options", POINTER(ExportOptions)),
         ("threads", c_int),
+        ("skip_runnable", c_bool),
     ]
 
 
@@ -246,15 +247,17 @@ class VerifyResult(Structure):
     """qf_verify_result"""
 
     _fields_ = [
-        ("done", c_bool * 4),
-        ("errors", c_uint64 * 4),
-        ("listed", c_uint64 * 4),
+        ("done", c_bool * 5),
+        ("errors", c_uint64 * 5),
+        ("listed", c_uint64 * 5),
         ("models", c_uint64),
         ("layers", c_uint64),
         ("agreeing", c_uint64),
         ("tensors", c_uint64),
         ("hashed", c_uint64),
         ("recomputed", c_uint64),
+        ("apart", c_uint64),
+        ("shards", c_uint64),
     ]
 
 

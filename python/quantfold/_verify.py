@@ -13,7 +13,7 @@ from . import _api as a
 from . import _library as c
 from .errors import Diagnostic
 
-CHECKS = ("structure", "agreement", "manifest", "against")
+CHECKS = ("structure", "agreement", "manifest", "against", "runnable")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Verification:
     tensors: int = 0
     hashed: int = 0
     recomputed: int = 0
+    apart: int = 0  # layers of which not all could be compared
+    shards: int = 0  # files of a checkpoint; its `layers` are quantized weights
 
 
 def _findings(found: list[Diagnostic], result: c.VerifyResult) -> list[Finding]:
@@ -97,5 +99,5 @@ def verify(
         findings=found,
         done=dict(zip(CHECKS, result.done)),
         **{n: getattr(result, n) for n in ("models", "layers", "agreeing")},
-        **{n: getattr(result, n) for n in ("tensors", "hashed", "recomputed")},
+        **{n: getattr(result, n) for n in ("tensors", "hashed", "recomputed", "apart", "shards")},
     )

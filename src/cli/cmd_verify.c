@@ -4,6 +4,7 @@
 
 #include "base/diag.h"
 #include "cli/door.h"
+#include "verify/finding.h"
 #include "verify/place.h"
 
 static const char help[] =
@@ -11,8 +12,9 @@ static const char help[] =
     "       quantfold verify FOLDER/ (of an exported checkpoint)\n\n"
     "Looks at what an export wrote and reports everything that is wrong with it: operators,\n"
     "attributes, dtypes, shapes, names and the data of every tensor; whether deploy and\n"
-    "fake_quant hold the same numbers; hashes, if there is a manifest. Writes nothing. Exit\n"
-    "code 0: sound; 1: something is wrong; 3: the system failed.\n\n"
+    "fake_quant hold the same numbers; hashes, if there is a manifest; a runnable model, if\n"
+    "there is one. Writes nothing, but with --runnable. Exit code 0: sound; 1: something is\n"
+    "wrong; 2: wrong usage; 3: the system failed.\n\n"
     "  --against FILE          recompute every payload from this source model and compare\n"
     "  --record FILE           the record of the export; --config FILE: its QAT configuration\n"
     "  --weight-only SCHEME, --include REGEX, --exclude REGEX, --from WHAT,\n"
@@ -120,7 +122,25 @@ static int read_arguments(int argc, char **argv, arguments *a)
 
 /* ---- results ---- */
 
-static const char *const checks[] = {"structure", "agreement", "manifest", "against"};
+/* Errors as lines on stderr, of too many the first ones. */
+static void print_findings(const qf_diagnostics *list, bool quiet)
+{
+    enum { MOST = 50, STORED = 1000 }; /* lines; findings that a list keeps */
+    size_t told = 0;
+    for (size_t i = 0; i < qf_diagnostics_count(list); i++) {
+        qf_diagnostic d = qf_diagnostics_at(list, i);
+        bool error = d.severity == QF_ERROR;
+        if (error ? told < MOST : !quiet)
+            cli_print_finding(&d);
+        told += error && told < MOST;
+    }
+    if (qf_diagnostics_errors(list) > told)
+        fprintf(stderr, "quantfold: error: and %zu more errors (--json has %s)\n",
+                qf_diagnostics_errors(list) - told,
+                qf_diagnostics_errors(list) > STORED ? "the first thousand" : "all");
+}
+
+static const char *const checks[] = {"structure", "agreement", "manifest", "against", "runnable"};
 
 static int print_json(const arguments *a, const qf_diagnostics *list, const qf_verify_result *r,
                       bool ok, const char *runnable)
@@ -135,6 +155,8 @@ static int print_json(const arguments *a, const qf_diagnostics *list, const qf_v
         for (; i < r->listed[c]; i++)
             cJSON_AddStringToObject(cJSON_GetArrayItem(findings, (int)i), "check", checks[c]);
     }
+    for (; i < (size_t)cJSON_GetArraySize(findings); i++) /* no check made it */
+        cJSON_AddNullToObject(cJSON_GetArrayItem(findings, (int)i), "check");
     cJSON_AddBoolToObject(root, "ok", ok);
     if (a->runnable && runnable)
         cli_json_text(root, "runnable", runnable);
@@ -149,6 +171,8 @@ static int print_json(const arguments *a, const qf_diagnostics *list, const qf_v
         cJSON_AddNumberToObject(root, "tensors", (double)r->tensors);
         cJSON_AddNumberToObject(root, "hashed", (double)r->hashed);
         cJSON_AddNumberToObject(root, "recomputed", (double)r->recomputed);
+        cJSON_AddNumberToObject(root, "apart", (double)r->apart);
+        cJSON_AddNumberToObject(root, "shards", (double)r->shards);
     }
     return cli_print_json(root);
 }
@@ -168,18 +192,29 @@ static void print_check(const qf_verify_result *r, int check)
     }
     switch ((qf_verify_check)check) {
     case QF_VERIFY_STRUCTURE:
+        if (r->shards) {
+            print_count(r->shards, "file", " of tensors, ");
+            print_count(r->tensors, "tensor", ", ");
+            print_count(r->layers, "quantized weight", "");
+            break;
+        }
         print_count(r->models, "model", ", ");
         print_count(r->layers, "quantized layer", ", ");
         print_count(r->tensors, "tensor", "");
         break;
     case QF_VERIFY_AGREEMENT:
         print_count(r->agreeing, "layer", " in both models");
+        if (r->apart)
+            printf(", %llu could not be compared", (unsigned long long)r->apart);
         break;
     case QF_VERIFY_MANIFEST:
         printf("%s hashed", cli_bytes(r->hashed, size));
         break;
     case QF_VERIFY_AGAINST:
         printf("%s recomputed", cli_bytes(r->recomputed, size));
+        break;
+    case QF_VERIFY_RUNNABLE:
+        printf("as made of the deploy model");
         break;
     }
     printf(": ");
@@ -199,7 +234,7 @@ static void print_summary(const arguments *a, const qf_verify_result *r, bool so
             print_check(r, c);
     }
     if (runnable) {
-        printf("  %-10s ", "runnable");
+        printf("  %-10s ", "written");
         cli_put_text(stdout, runnable);
         putchar('\n');
     }
@@ -220,9 +255,10 @@ static qf_status verify(const arguments *a, const qf_io_spec *io, qf_diagnostics
     options.io = io;
     options.export_options = &a->planned.options;
     options.threads = a->planned.options.threads;
+    options.skip_runnable = a->runnable;
     qf_status status = qf_verify(&options, list, result, &err);
     if (status != QF_OK)
-        qf_diagnostics_add_error(list, &err);
+        qf_note_error(list, *err.file ? NULL : a->prefix, &err);
     return status;
 }
 
@@ -270,7 +306,7 @@ static qf_status write_runnable(const arguments *a, qf_place *place, qf_diagnost
     if (status == QF_OK)
         status = qf_fail_at(&err, QF_ERR_INPUT, (qf_where){.file = a->prefix},
                             "there is no deploy model to make runnable");
-    qf_diagnostics_add_error(list, &err);
+    qf_note_error(list, NULL, &err);
     return status;
 }
 
@@ -287,7 +323,7 @@ static int run(const arguments *a, const qf_io_spec *io)
     if (sound && a->runnable)
         code = cli_exit_code(write_runnable(a, &place, list));
     const char *written = code == EXIT_DONE ? place.runnable : NULL;
-    cli_print_diagnostics(list, a->quiet);
+    print_findings(list, a->quiet);
     if (a->json) {
         int printed = print_json(a, list, seen ? &result : NULL, code == EXIT_DONE, written);
         code = code ? code : printed;

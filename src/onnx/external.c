@@ -8,14 +8,15 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/diag.h"
+#include "base/error.h"
 #include "base/strmap.h"
 
 typedef struct resolver {
     qf_model *model;
     qf_arena *arena;
-    qf_strmap by_location;    /* location -> index of the file + 1 */
-    qf_diagnostics *findings; /* NULL: what is refused ends it */
+    qf_strmap by_location; /* location -> index of the file + 1 */
+    qf_refused_fn note;    /* NULL: what is refused ends it */
+    void *user;
     qf_error *err;
 } resolver;
 
@@ -177,9 +178,9 @@ static qf_status resolve_or_note(Onnx__TensorProto *tensor, void *user)
 {
     resolver *r = user;
     qf_status status = resolve(tensor, r);
-    if (status == QF_OK || status == QF_ERR_MEMORY || !r->findings)
+    if (status == QF_OK || status == QF_ERR_MEMORY || !r->note)
         return status;
-    qf_diagnostics_add_error(r->findings, r->err);
+    r->note(r->err, r->user);
     return QF_OK;
 }
 
@@ -198,9 +199,10 @@ qf_status qf_external_resolve(qf_model *model, qf_arena *arena, Onnx__ModelProto
 }
 
 qf_status qf_external_resolve_noting(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
-                                     qf_diagnostics *findings, qf_error *err)
+                                     qf_refused_fn note, void *user, qf_error *err)
 {
     qf_error own;
-    resolver r = {.model = model, .arena = arena, .findings = findings, .err = err ? err : &own};
+    resolver r = {
+        .model = model, .arena = arena, .note = note, .user = user, .err = err ? err : &own};
     return resolve_all(&r, proto);
 }

@@ -10,8 +10,9 @@
  * offset and length that do not fit the file or the tensor's dims. */
 qf_status qf_external_resolve(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
                               qf_error *err);
-/* The same, and what is refused becomes a finding: the tensor stays without a payload. */
+/* The same, and what is refused is handed to `note`: the tensor stays without a payload. */
+typedef void (*qf_refused_fn)(const qf_error *why, void *user);
 qf_status qf_external_resolve_noting(qf_model *model, qf_arena *arena, Onnx__ModelProto *proto,
-                                     qf_diagnostics *findings, qf_error *err);
+                                     qf_refused_fn note, void *user, qf_error *err);
 
 #endif

@@ -33,6 +33,26 @@ static qf_status fail(scanner *s, const unsigned char *at, const char *what)
                       "not a readable ONNX model: %s", what);
 }
 
+/* A field that could not be read, from `at` on. One that is longer than what it is in says so. */
+static qf_status fail_field(scanner *s, const unsigned char *at, const unsigned char *end,
+                            const char *what)
+{
+    qf_wire wire = {at, end};
+    uint64_t tag, length;
+    bool sized = qf_wire_varint(&wire, &tag) && (tag & 7) == QF_WIRE_LEN && tag >> 3 != 0 &&
+                 qf_wire_varint(&wire, &length) && length > (uint64_t)(end - wire.at);
+    if (!sized)
+        return fail(s, at, what);
+    uint64_t byte = (uint64_t)(at - s->file->data), rest = (uint64_t)(end - wire.at);
+    bool last = end == s->file->data + s->file->size;
+    return qf_fail_at(s->err, QF_ERR_INPUT, (qf_where){.file = s->file->path, .byte = &byte},
+                      "not a readable ONNX model: %s: the field is to have %llu bytes, %s %llu "
+                      "(%llu in all)",
+                      what, (unsigned long long)length,
+                      last ? "of which the file has" : "but the message around it has",
+                      (unsigned long long)rest, (unsigned long long)s->file->size);
+}
+
 static qf_status put(scanner *s, const void *bytes, size_t n)
 {
     if (n > max_skeleton - s->length)
@@ -78,7 +98,7 @@ static qf_status find_span(scanner *s, qf_wire wire, qf_wire_field *found)
         qf_wire_field f;
         const unsigned char *at = wire.at;
         if (!qf_wire_next(&wire, &f))
-            return fail(s, at, "a field of a tensor is malformed or cut off");
+            return fail_field(s, at, wire.end, "a field of a tensor is malformed or cut off");
         if (f.number == QF_PAYLOAD_FIELD)
             return fail(s, at, "a tensor uses a field number that is reserved for this program");
         if (is_data_field(f.number)) {
@@ -127,7 +147,7 @@ static qf_status scan_message(scanner *s, const ProtobufCMessageDescriptor *desc
         const unsigned char *at = wire.at;
         qf_status status;
         if (!qf_wire_next(&wire, &f))
-            return fail(s, at, "a field is malformed or the file is cut off");
+            return fail_field(s, at, wire.end, "a field is malformed or the file is cut off");
         const ProtobufCFieldDescriptor *field =
             protobuf_c_message_descriptor_get_field(desc, f.number);
         if (span.data && f.start == span.start) {

@@ -16,6 +16,7 @@
 #include "base/spill.h"
 #include "verify/agree.h"
 #include "verify/compare.h"
+#include "verify/finding.h"
 #include "verify/structure.h"
 
 typedef enum source_kind { FROM_JOB, FROM_COPY, FROM_LITERAL } source_kind;
@@ -101,11 +102,12 @@ static const planned *find_place(const comparison *c, int file, uint64_t offset)
 /* ---- a model as planned ---- */
 
 /* Index of the .onnx of the target in the layout, -1 if it is not planned. */
-static int onnx_file(const qf_plan *plan, qf_target target)
+static int onnx_file(const qf_against *a, const qf_plan *plan, qf_target target)
 {
     static const char *const ends[] = {"deploy_model.onnx", "fake_quant_model.onnx"};
+    const char *end = a->runnable ? "runnable_model.onnx" : ends[target];
     for (size_t i = 0; i < plan->layout.file_count; i++) {
-        if (qf_ends_with(plan->layout.files[i].name, ends[target]))
+        if (qf_ends_with(plan->layout.files[i].name, end))
             return (int)i;
     }
     return -1;
@@ -181,7 +183,7 @@ static qf_status add_claim(comparison *c, const Onnx__TensorProto *expected,
         return qf_fail_memory(c->err);
     if (!same_form(expected, found)) {
         char x[128], y[128];
-        qf_subject_note(c->found, qf_label(found), "the tensor is %s %s; expected %s %s",
+        qf_subject_note(c->found, qf_label(c->found, found), "the tensor is %s %s; expected %s %s",
                         qf_dtype_name(found->data_type), qf_dims_text(found, x),
                         qf_dtype_name(expected->data_type), qf_dims_text(expected, y));
         return QF_OK;
@@ -215,7 +217,7 @@ static qf_status compare_span(comparison *c, const qf_span *span, const qf_file 
     if (status == QF_OK && !other) {
         c->against->bytes += rb.bytes;
         status = qf_compare_readings((qf_side){&c->expected, expected}, (qf_side){c->found, found},
-                                     NULL, &ra, &rb, c->err);
+                                     NULL, &ra, &rb, NULL, c->err);
         qf_reading_close(&rb);
     }
     qf_reading_close(&ra);
@@ -231,10 +233,10 @@ static qf_status compare_tensor(const Onnx__TensorProto *expected, const Onnx__T
     const qf_side a = {&c->expected, expected}, b = {c->found, found};
     c->moved |= !same_place(expected, found);
     if (!place_of(c, expected, &file, &offset))
-        return qf_compare_tensors(a, b, NULL, c->err);
+        return qf_compare_tensors(a, b, NULL, NULL, c->err);
     const planned *p = find_place(c, file, offset);
     if (!p)
-        return qf_compare_tensors(a, b, NULL, c->err);
+        return qf_compare_tensors(a, b, NULL, NULL, c->err);
     if (p->kind == FROM_JOB)
         return add_claim(c, expected, found, file, offset);
     const qf_layout *l = &c->plan->layout;
@@ -261,7 +263,7 @@ static void note_claims(const qf_against *a, const qf_claims *claims)
         if (bits == 4)
             half = (claim->wanted[0] & 15) == (claim->got[0] & 15);
         uint64_t element = bits == 4 ? 2 * claim->differs + half : claim->differs / (bits / 8);
-        qf_subject_note(a->found[claim->target], qf_label(claim->tensor),
+        qf_subject_note(a->found[claim->target], qf_label(a->found[claim->target], claim->tensor),
                         "element %llu%s is %s; expected %s, as recomputed from the source",
                         (unsigned long long)element,
                         qf_element_place(claim->reading, claim->differs, place),
@@ -328,6 +330,23 @@ static bool is_verbatim(const comparison *c)
     return true;
 }
 
+/* Said first where most nodes are missing: what is wrong then is not in the model. */
+static void note_another(const comparison *c)
+{
+    const qf_ir *ir = &c->expected.ir;
+    size_t missing = 0;
+    for (size_t i = 0; i < ir->node_count; i++) {
+        const qf_node *node = ir->by_id[i];
+        const qf_node *other = qf_strmap_get(&c->found->ir.node_names, node->name);
+        missing += !other || !qf_same_text(other->proto->op_type, node->proto->op_type);
+    }
+    if (missing > ir->node_count / 2)
+        qf_subject_note(c->found, NULL,
+                        "this looks like another model: of the %zu nodes of the %s, %zu are not in "
+                        "it",
+                        ir->node_count, c->expected.role, missing);
+}
+
 /* Graph and small tensors of one model; what jobs make becomes claims. */
 static qf_status compare_graph(comparison *c)
 {
@@ -339,12 +358,14 @@ static qf_status compare_graph(comparison *c)
     if (!list_places(c))
         return qf_fail_memory(c->err);
     qf_status status = assemble(c, &file);
+    const char *role = c->against->runnable ? "model made of the deploy model" : "model as planned";
     if (status == QF_OK)
-        status = qf_subject_read(&file, "model as planned", c->found->findings, &c->expected,
-                                 &c->open, c->err);
-    return status == QF_OK && c->open
-               ? qf_same_graph(&c->expected, c->found, compare_tensor, c, c->err)
-               : status;
+        status = qf_subject_read(&file, role, c->found->findings, &c->expected, &c->open, c->err);
+    c->expected.origin = c->against->runnable ? "the deploy model" : "the source";
+    if (status != QF_OK || !c->open)
+        return status;
+    note_another(c);
+    return qf_same_graph(&c->expected, c->found, c->against->runnable, compare_tensor, c, c->err);
 }
 
 static void release(comparison *c)
@@ -363,7 +384,7 @@ static void release_claims(qf_claims *claims, qf_arena *arena)
     qf_arena_release(arena);
 }
 
-static qf_status compare_models(qf_against *a, qf_plan *plan, bool exact)
+qf_status qf_compare_with_plan(qf_against *a, qf_plan *plan, bool exact)
 {
     comparison models[QF_TARGETS] = {0};
     qf_claims claims = {0};
@@ -376,7 +397,7 @@ static qf_status compare_models(qf_against *a, qf_plan *plan, bool exact)
                                  .plan = plan,
                                  .found = a->found[t],
                                  .target = (qf_target)t,
-                                 .onnx = onnx_file(plan, (qf_target)t),
+                                 .onnx = onnx_file(a, plan, (qf_target)t),
                                  .claims = &claims,
                                  .arena = &arena,
                                  .err = a->err};
@@ -406,7 +427,7 @@ static qf_status note(qf_against *a, qf_status status, const qf_error *err, bool
         return QF_OK;
     *complete = false;
     if (status == QF_ERR_INPUT) {
-        qf_diagnostics_add_error(a->findings, err);
+        qf_note_error(a->findings, NULL, err);
         return QF_OK;
     }
     if (a->err)
@@ -452,7 +473,7 @@ qf_status qf_check_against(qf_against *a)
     if (status == QF_OK && complete)
         status = qf_infer_plan(a, &inputs, &plan, &exact);
     if (status == QF_OK && plan)
-        status = compare_models(a, plan, exact);
+        status = qf_compare_with_plan(a, plan, exact);
     if (inputs.model)
         status = qf_files_check(inputs.model->files, inputs.model->file_count, status, a->err);
     qf_plan_free(plan);

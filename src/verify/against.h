@@ -11,6 +11,8 @@ typedef struct qf_against {
     const qf_verify_options *options;
     const char *prefix;               /* the save path */
     qf_subject *found[QF_TARGETS];    /* NULL: it is not there, or cannot be read */
+    bool runnable;                    /* found[QF_DEPLOY] is a runnable model, the deploy model its
+                                         source */
     const qf_manifest_inputs *inputs; /* that the manifest names */
     qf_diagnostics *findings;
     uint64_t bytes; /* recomputed */
@@ -20,7 +22,21 @@ typedef struct qf_against {
 /* Plans anew, and compares graphs and every payload; nothing is written. */
 qf_status qf_check_against(qf_against *against);
 
-/* ---- between its files ---- */
+/* A runnable model, and the deploy model beside it (runnable.c). */
+typedef struct qf_runnable_check {
+    const char *save_path, *path, *deploy; /* paths of the two models */
+    qf_subject *runnable;                  /* its findings are `found`; NULL: it cannot be walked */
+    qf_diagnostics *found;                 /* what is wrong with it, one by one */
+    qf_diagnostics *findings;
+    int threads;
+} qf_runnable_check;
+/* Whether the one is what would be made of the other, as one finding. *done: that can be told. */
+qf_status qf_check_runnable(const qf_runnable_check *check, bool *done, qf_error *err);
+
+/* ---- between their files ---- */
+
+/* against.c: the models that are there with those of the plan. `exact`: byte by byte at last. */
+qf_status qf_compare_with_plan(qf_against *against, qf_plan *plan, bool exact);
 
 /* infer.c: the plan whose files are most like those that are there, and whether they are the same
  * files, of the same lengths. Inputs that are wrong are findings, and *out is then NULL. */

@@ -14,15 +14,21 @@
 qf_status qf_pairing_constants(qf_pairing *p, qf_value *va, qf_value *vb, const char *user)
 {
     const Onnx__TensorProto *ta = qf_subject_constant(va), *tb = qf_subject_constant(vb);
+    bool skipped = !ta != !tb;
+    p->skipped |= skipped;
     if (p->same || !ta || !tb)
         return QF_OK;
-    if (!va->graph->parent) {
-        if (qf_strmap_get(&p->compared, va->name) == vb)
-            return QF_OK;
-        if (!qf_strmap_set(&p->compared, va->name, vb))
-            return qf_fail_memory(p->err);
+    bool main = !va->graph->parent;
+    if (main && qf_strmap_get(&p->compared, va->name) == vb) {
+        p->skipped |= qf_strmap_get(&p->unreadable, va->name) == vb;
+        return QF_OK;
     }
-    return qf_compare_tensors((qf_side){p->a, ta}, (qf_side){p->b, tb}, user, p->err);
+    qf_status status =
+        qf_compare_tensors((qf_side){p->a, ta}, (qf_side){p->b, tb}, user, &skipped, p->err);
+    p->skipped |= skipped;
+    bool kept = !main || (qf_strmap_set(&p->compared, va->name, vb) &&
+                          (!skipped || qf_strmap_set(&p->unreadable, va->name, vb)));
+    return status == QF_OK && !kept ? qf_fail_memory(p->err) : status;
 }
 
 /* int8 weights of a fake_quant model are behind a Cast of its own. */
@@ -34,6 +40,16 @@ static qf_value *before_weight_cast(const qf_pairing *p, qf_value *value)
         return value;
     qf_pairing_take(p, cast);
     return cast->inputs[0];
+}
+
+/* So is the int32 bias of a deploy model's layer with 4-bit activations. */
+static qf_value *before_bias_cast(const qf_pairing *p, qf_value *value)
+{
+    const qf_node *cast = value ? value->producer : NULL;
+    const qf_counterpart *c = cast ? cast->tag : NULL;
+    bool bias = !p->same && c && c->silent && qf_is_bias_cast(cast) && cast->input_count == 1 &&
+                cast->inputs[0];
+    return bias ? cast->inputs[0] : value;
 }
 
 static const char *value_name(const qf_value *value)
@@ -54,8 +70,9 @@ static qf_status compare_input(qf_pairing *p, const qf_node *node, const qf_node
     bool constants = va && vb && qf_subject_constant(va) && qf_subject_constant(vb) &&
                      strcmp(va->name, vb->name) == 0;
     if (read || constants)
-        return va ? qf_pairing_constants(p, va, vb, name) : QF_OK;
+        return va ? qf_pairing_constants(p, before_bias_cast(p, va), vb, name) : QF_OK;
     const qf_counterpart *c = va && va->producer ? va->producer->tag : NULL;
+    p->skipped |= i > 0; /* weights and biases are never the first */
     if (c && !c->node && !c->silent)
         return QF_OK; /* that the producer is missing is told of there */
     if (wanted)
@@ -89,7 +106,8 @@ static qf_status compare_itself(qf_pairing *p, const qf_node *node, const qf_nod
         qf_subject_note(p->b, qf_subject_node_name(other),
                         "the node that makes '%s' is called '%s' in the %s",
                         y->n_output ? y->output[0] : "", x->name ? x->name : "", p->a->role);
-    if (!qf_same_text(x->op_type, y->op_type))
+    if (!qf_same_text(x->op_type, y->op_type) &&
+        !(p->runnable && qf_is_split_otherwise(node, other)))
         qf_subject_note(p->b, name, "the node is %s, but %s in the %s",
                         y->op_type ? y->op_type : "of no type",
                         x->op_type ? x->op_type : "of no type", p->a->role);
@@ -145,6 +163,7 @@ static qf_status compare_mul(qf_pairing *p, const qf_node *node, const qf_counte
     qf_value *operand =
         qf_node_is(c->node, "Mul") ? qf_mul_operand(c->node, &factor, &constant) : NULL;
     if (!operand) {
+        p->skipped = true;
         qf_subject_note(p->b, c->node->name,
                         "it stands for %s of the %s; expected a Mul by a "
                         "constant",
@@ -155,9 +174,9 @@ static qf_status compare_mul(qf_pairing *p, const qf_node *node, const qf_counte
     if (qf_node_is(node, "AscendDequant")) {
         const Onnx__TensorProto *param =
             node->input_count > 1 ? qf_subject_constant(node->inputs[1]) : NULL;
-        p->layers++;
+        p->skipped |= !param;
         return param ? qf_compare_scales((qf_side){p->a, param}, (qf_side){p->b, factor},
-                                         c->node->name, p->err)
+                                         c->node->name, &p->skipped, p->err)
                      : QF_OK;
     }
     const float *found;
@@ -172,9 +191,8 @@ static qf_status compare_mul(qf_pairing *p, const qf_node *node, const qf_counte
     return status;
 }
 
-static qf_status compare_node(qf_pairing *p, const qf_node *node)
+static qf_status compare_with(qf_pairing *p, const qf_node *node, const qf_counterpart *c)
 {
-    const qf_counterpart *c = node->tag;
     if (!c->node) {
         if (!c->silent)
             qf_subject_note(p->b, qf_subject_node_name(node),
@@ -189,11 +207,20 @@ static qf_status compare_node(qf_pairing *p, const qf_node *node)
     }
     if (!p->same && qf_is_npu_node(node))
         return compare_mul(p, node, c);
-    if (!p->same && qf_is_window_cache(node)) {
-        p->layers++;
+    if (!p->same && qf_is_window_cache(node))
         return qf_pairing_rnn(p, node, c);
-    }
     return compare_itself(p, node, c->node);
+}
+
+static qf_status compare_node(qf_pairing *p, const qf_node *node)
+{
+    qf_counterpart *c = node->tag;
+    bool outer = p->skipped; /* of the node whose graph this is */
+    p->skipped = false;
+    qf_status status = compare_with(p, node, c);
+    c->skipped = p->skipped;
+    p->skipped = outer;
+    return status;
 }
 
 /* ---- graphs ---- */
@@ -338,13 +365,26 @@ qf_status qf_pairing_child(qf_pairing *p, const char *user, const Onnx__GraphPro
 
 /* ---- the whole ---- */
 
+static bool same_import(const Onnx__OperatorSetIdProto *x, const Onnx__OperatorSetIdProto *y)
+{
+    return qf_same_text(x->domain, y->domain) && x->version == y->version;
+}
+
+/* Whether y imports all that x does, in this order. More may come of the float model: a domain that
+ * its quantized layers had. */
+static bool imports_all(const Onnx__ModelProto *x, const Onnx__ModelProto *y)
+{
+    size_t i = 0;
+    for (size_t j = 0; i < x->n_opset_import && j < y->n_opset_import; j++)
+        i += same_import(x->opset_import[i], y->opset_import[j]);
+    return i == x->n_opset_import;
+}
+
 static void compare_opsets(qf_pairing *p)
 {
     const Onnx__ModelProto *x = p->a->proto, *y = p->b->proto;
-    bool same = x->n_opset_import == y->n_opset_import;
-    for (size_t i = 0; same && i < x->n_opset_import; i++)
-        same = qf_same_text(x->opset_import[i]->domain, y->opset_import[i]->domain) &&
-               x->opset_import[i]->version == y->opset_import[i]->version;
+    bool same = p->runnable || x->n_opset_import == y->n_opset_import;
+    same = same && imports_all(x, y);
     if (!same)
         qf_subject_note(p->b, NULL,
                         "the operator sets that the model imports are not those of the %s (default "
@@ -364,12 +404,9 @@ static void compare_headers(qf_pairing *p)
         !qf_same_text(x->producer_version, y->producer_version) ||
         !qf_same_text(x->graph->name, y->graph->name))
         qf_subject_note(p->b, NULL, "producer or graph name are not those of the %s", p->a->role);
-    if (x->n_functions != y->n_functions || x->n_training_info != y->n_training_info)
-        qf_subject_note(p->b, NULL,
-                        "it has %zu functions and %zu training graphs, the %s %zu and "
-                        "%zu",
-                        y->n_functions, y->n_training_info, p->a->role, x->n_functions,
-                        x->n_training_info);
+    if (x->n_training_info != y->n_training_info)
+        qf_subject_note(p->b, NULL, "it has %zu training graphs, the %s %zu", y->n_training_info,
+                        p->a->role, x->n_training_info);
 }
 
 static void clear_tags(qf_subject *s)
@@ -396,21 +433,29 @@ static qf_status run(qf_pairing *p)
     qf_strmap_release(&p->children_a);
     qf_strmap_release(&p->children_b);
     qf_strmap_release(&p->compared);
+    qf_strmap_release(&p->unreadable);
     return status;
 }
 
-qf_status qf_agree(qf_subject *deploy, qf_subject *fake_quant, uint64_t *layers, qf_error *err)
+qf_status qf_agree(qf_subject *deploy, qf_subject *fake_quant, qf_agreement *layers, qf_error *err)
 {
     qf_pairing p = {.a = deploy, .b = fake_quant, .err = err};
     qf_status status = run(&p);
-    *layers = p.layers;
+    *layers = (qf_agreement){0};
+    if (status == QF_OK)
+        qf_agree_count(&p, layers);
     return status;
 }
 
-qf_status qf_same_graph(qf_subject *expected, qf_subject *found, qf_tensor_pair_fn visit,
-                        void *user, qf_error *err)
+qf_status qf_same_graph(qf_subject *expected, qf_subject *found, bool runnable,
+                        qf_tensor_pair_fn visit, void *user, qf_error *err)
 {
-    qf_pairing p = {
-        .a = expected, .b = found, .same = true, .visit = visit, .user = user, .err = err};
+    qf_pairing p = {.a = expected,
+                    .b = found,
+                    .same = true,
+                    .runnable = runnable,
+                    .visit = visit,
+                    .user = user,
+                    .err = err};
     return run(&p);
 }

@@ -29,6 +29,7 @@ static qf_status compare_activation(qf_rnn_pair *r, int which, size_t deploy_inp
         qf_subject_note(p->b, r->fake->name,
                         "input %zu does not come through '%s.anti_quant%s.fake_antiquant.mul'",
                         fake_input, r->fake->name, parts[which]);
+        p->skipped = true;
         return QF_OK;
     }
     qf_pairing_take(p, mul);
@@ -46,6 +47,7 @@ static qf_status compare_activation(qf_rnn_pair *r, int which, size_t deploy_inp
         return status;
     if (why || !scale || count != 1 || factor->n_dims) {
         qf_subject_note(p->b, r->fake->name, "what quantizes input %zu is not whole", fake_input);
+        p->skipped = true;
         return QF_OK;
     }
     r->scales[which] = scale[0];
@@ -88,17 +90,20 @@ static qf_status compare_bias(qf_rnn_pair *r, const qf_value *va, qf_value *vb)
         ta->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__INT32) {
         qf_subject_note(p->b, r->fake->name, "its bias is not the float form of the %s's",
                         p->a->role);
+        p->skipped = true;
         return QF_OK;
     }
     qf_status status = qf_reading_open(p->a, ta, &ra, &why, p->err);
+    p->skipped |= why != NULL;
     if (status != QF_OK || why)
         return status;
     status = qf_reading_open(p->b, tb, &rb, &other, p->err);
     bool open = status == QF_OK && !other;
     bool fits = open && ra.count == 2 * r->rows && rb.count == ra.count && tb->n_dims == 2 &&
                 tb->dims[0] == 1;
+    p->skipped |= !fits;
     if (open && !fits)
-        qf_subject_note(p->b, qf_label(tb), "its dims are not [1, %llu], those of the bias",
+        qf_subject_note(p->b, qf_label(p->b, tb), "its dims are not [1, %llu], those of the bias",
                         (unsigned long long)(2 * r->rows));
     for (uint64_t i = 0; fits && i < ra.count; i++) {
         const unsigned char *x = qf_reading_at(&ra, 4 * i, 4), *y = qf_reading_at(&rb, 4 * i, 4);
@@ -113,7 +118,7 @@ static qf_status compare_bias(qf_rnn_pair *r, const qf_value *va, qf_value *vb)
         float wanted = (float)q * (scale * r->scales[which]);
         if (scale == 0 || memcmp(&wanted, &f, sizeof f) == 0)
             continue; /* of a row of zeros, no scale is known */
-        qf_subject_note(p->b, qf_label(tb),
+        qf_subject_note(p->b, qf_label(p->b, tb),
                         "element %llu is %.9g; expected %.9g, %d of the %s times its scale",
                         (unsigned long long)i, (double)f, (double)wanted, q, p->a->role);
         break;
@@ -216,14 +221,17 @@ qf_status qf_pairing_rnn(qf_pairing *p, const qf_node *node, const qf_counterpar
                      .deploy = node,
                      .fake = c->node,
                      .lstm = qf_node_is(node, "BasicLSTMInplaceFillWindowCache")};
-    if (!can_compare(&r))
+    if (!can_compare(&r)) {
+        p->skipped = true;
         return QF_OK;
+    }
     enum { X = 0, LENGTHS = 4, H = 5, C = 6 };
     qf_status status = prepare(&r);
     if (status == QF_OK)
         status = compare_activation(&r, 0, 0, X);
     if (status == QF_OK)
         status = compare_activation(&r, 1, 3, H);
+    p->skipped |= !r.param_count;
     for (int i = 0; status == QF_OK && r.param_count && i < 2; i++)
         status = qf_compare_rnn_weight(&r, i);
     size_t bias = r.lstm ? 5 : 4;

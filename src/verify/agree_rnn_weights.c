@@ -136,7 +136,7 @@ static bool check_row(qf_rnn_pair *r, weight_pair *w, int which, uint64_t row, b
         return false;
     if (!count) {
         *good = false;
-        qf_subject_note(w->b.subject, qf_label(w->b.tensor),
+        qf_subject_note(w->b.subject, qf_label(w->b.subject, w->b.tensor),
                         "row %llu is not the integers of the %s times one scale; element %llu does "
                         "not fit the others (or it is they that are damaged)",
                         (unsigned long long)row, w->a.subject->role,
@@ -156,7 +156,7 @@ static bool check_row(qf_rnn_pair *r, weight_pair *w, int which, uint64_t row, b
         }
     }
     *good = false;
-    qf_subject_note(w->b.subject, qf_label(w->b.tensor),
+    qf_subject_note(w->b.subject, qf_label(w->b.subject, w->b.tensor),
                     "the scale of row %llu is %.9g, which times %.9g is not the scale that the "
                     "%s's parameter has for it (0x%08x)",
                     (unsigned long long)row, (double)scales[0], (double)r->scales[which],
@@ -182,9 +182,11 @@ static qf_status open_and_compare(qf_rnn_pair *r, weight_pair *w, int which)
     const char *why, *other;
     const Onnx__TensorProto *a = w->a.tensor, *b = w->b.tensor;
     qf_status status = qf_reading_open(w->a.subject, a, &w->ra, &why, r->p->err);
+    r->p->skipped |= why != NULL;
     if (status != QF_OK || why)
         return status;
     status = qf_reading_open(w->b.subject, b, &w->rb, &other, r->p->err);
+    r->p->skipped |= other != NULL;
     if (status == QF_OK && !other) {
         uint64_t outer, pairs, inner;
         w->packed = qf_is_packed(a, b, &outer, &pairs, &inner);
@@ -194,8 +196,9 @@ static qf_status open_and_compare(qf_rnn_pair *r, weight_pair *w, int which)
         bool fits = b->n_dims == 3 && b->data_type == FLOAT_TYPE && (w->packed || plain) &&
                     (uint64_t)b->dims[1] == r->rows && w->rb.count % 2 * w->packed == 0;
         w->cols = fits ? (uint64_t)b->dims[2] : 0;
+        r->p->skipped |= !fits;
         if (!fits)
-            qf_subject_note(w->b.subject, qf_label(b),
+            qf_subject_note(w->b.subject, qf_label(w->b.subject, b),
                             "dtype or dims do not belong to the weight of %s in the %s",
                             r->deploy->name, w->a.subject->role);
         else
@@ -219,19 +222,22 @@ static qf_status compare_compact(qf_rnn_pair *r, const qf_value *va, qf_node *mu
     if (!cast || !qf_node_is(cast, "Cast") || cast->input_count != 1 || !cast->inputs[0] ||
         !cast->inputs[0]->init || qf_node_int(cast, "to", 0) != FLOAT_TYPE) {
         qf_subject_note(p->b, mul->name, "expected a Mul of int8 weights behind a Cast to float32");
+        p->skipped = true;
         return QF_OK;
     }
     qf_pairing_take(p, mul);
     qf_pairing_take(p, cast);
     qf_pairing_take(p, constant);
-    qf_status status = qf_compare_tensors(
-        (qf_side){p->a, va->init}, (qf_side){p->b, cast->inputs[0]->init}, r->deploy->name, p->err);
+    qf_status status =
+        qf_compare_tensors((qf_side){p->a, va->init}, (qf_side){p->b, cast->inputs[0]->init},
+                           r->deploy->name, &p->skipped, p->err);
     if (status == QF_OK)
         status = qf_reading_floats(p->b, factor, r->rows + 1, &scales, &count, p->err);
     if (status != QF_OK)
         return status;
     bool shaped = factor->n_dims == 3 && factor->dims[0] == 1 && factor->dims[2] == 1;
     if (!scales || count != r->rows || !shaped) {
+        p->skipped = true;
         qf_subject_note(p->b, mul->name, "its scales do not have dims [1, %llu, 1]",
                         (unsigned long long)r->rows);
         return QF_OK;
@@ -255,13 +261,16 @@ qf_status qf_compare_rnn_weight(qf_rnn_pair *r, int which)
     size_t input = 1 + (size_t)which;
     const qf_value *va = r->deploy->inputs[input];
     qf_value *vb = input < r->fake->input_count ? r->fake->inputs[input] : NULL;
-    if (!va->init || !vb)
+    if (!va->init || !vb) {
+        r->p->skipped = true;
         return QF_OK; /* told of already */
+    }
     if (vb->producer && qf_node_is(vb->producer, "Mul"))
         return compare_compact(r, va, vb->producer, which);
     if (!vb->init || strcmp(va->name, vb->name) != 0) {
         qf_subject_note(r->p->b, r->fake->name, "input %zu is '%s', but '%s' in the %s", input,
                         vb->name, va->name, r->p->a->role);
+        r->p->skipped = true;
         return QF_OK;
     }
     weight_pair w = {.a = {r->p->a, va->init}, .b = {r->p->b, vb->init}};

@@ -12,7 +12,8 @@ qf_status qf_compare_nested_tensor(qf_pairing *p, const char *user, const Onnx__
     if (!x || !y)
         return QF_OK;
     return p->same ? p->visit(x, y, p->user)
-                   : qf_compare_tensors((qf_side){p->a, x}, (qf_side){p->b, y}, user, p->err);
+                   : qf_compare_tensors((qf_side){p->a, x}, (qf_side){p->b, y}, user, &p->skipped,
+                                        p->err);
 }
 
 qf_status qf_compare_sparse(qf_pairing *p, const char *user, const Onnx__SparseTensorProto *x,

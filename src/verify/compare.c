@@ -94,14 +94,15 @@ static void note_values(qf_side a, qf_side b, const char *user, const qf_reading
     char place[400];
     qf_element_place(rb, offset, place);
     if (user)
-        qf_subject_note(b.subject, qf_label(b.tensor),
+        qf_subject_note(b.subject, qf_label(b.subject, b.tensor),
                         "element %llu (read by %s%s) is %s, but %s in the %s; one of the files is "
                         "damaged, or they are of different exports",
                         (unsigned long long)element, user, place, in_b, in_a, a.subject->role);
     else
-        qf_subject_note(b.subject, qf_label(b.tensor),
-                        "element %llu%s is %s; expected %s, as recomputed from the source",
-                        (unsigned long long)element, place, in_b, in_a);
+        qf_subject_note(b.subject, qf_label(b.subject, b.tensor),
+                        "element %llu%s is %s; expected %s, as recomputed from %s",
+                        (unsigned long long)element, place, in_b, in_a,
+                        a.subject->origin ? a.subject->origin : "the source");
 }
 
 static qf_status compare_bytes(qf_side a, qf_side b, const char *user, qf_reading *ra,
@@ -292,6 +293,12 @@ static qf_status compare_packed(conversion *c, uint64_t rows, uint64_t inner)
 
 /* ---- choosing ---- */
 
+static void skip(bool *skipped)
+{
+    if (skipped)
+        *skipped = true;
+}
+
 static bool convertible(int32_t from, int32_t to)
 {
     bool integer = from == INT8_TYPE || from == QF_DTYPE_INT4 || from == INT32_TYPE;
@@ -304,7 +311,7 @@ static qf_status compare_strings(qf_side a, qf_side b, const char *user)
         ProtobufCBinaryData x = a.tensor->string_data[i], y = b.tensor->string_data[i];
         if (x.len == y.len && (!x.len || memcmp(x.data, y.data, x.len) == 0))
             continue;
-        qf_subject_note(b.subject, qf_label(b.tensor),
+        qf_subject_note(b.subject, qf_label(b.subject, b.tensor),
                         "string %zu (read by %s) is not that of the %s", i,
                         user ? user : "the graph", a.subject->role);
         break;
@@ -313,7 +320,7 @@ static qf_status compare_strings(qf_side a, qf_side b, const char *user)
 }
 
 qf_status qf_compare_readings(qf_side a, qf_side b, const char *user, qf_reading *ra,
-                              qf_reading *rb, qf_error *err)
+                              qf_reading *rb, bool *skipped, qf_error *err)
 {
     uint64_t outer, pairs, inner;
     bool packed = qf_is_packed(a.tensor, b.tensor, &outer, &pairs, &inner);
@@ -321,10 +328,11 @@ qf_status qf_compare_readings(qf_side a, qf_side b, const char *user, qf_reading
     bool alike = same_dims(a.tensor, b.tensor);
     char da[128], db[128];
     if ((from != to && !convertible(from, to)) || (!alike && !(packed && convertible(from, to)))) {
-        qf_subject_note(b.subject, qf_label(b.tensor),
+        qf_subject_note(b.subject, qf_label(b.subject, b.tensor),
                         "the tensor (read by %s) is %s %s, but %s %s in the %s",
                         user ? user : "the graph", qf_dtype_name(to), qf_dims_text(b.tensor, db),
                         qf_dtype_name(from), qf_dims_text(a.tensor, da), a.subject->role);
+        skip(skipped);
         return QF_OK;
     }
     if (from == to && alike)
@@ -341,7 +349,7 @@ qf_status qf_compare_readings(qf_side a, qf_side b, const char *user, qf_reading
     return status;
 }
 
-qf_status qf_compare_tensors(qf_side a, qf_side b, const char *user, qf_error *err)
+qf_status qf_compare_tensors(qf_side a, qf_side b, const char *user, bool *skipped, qf_error *err)
 {
     qf_reading ra, rb;
     const char *why, *other;
@@ -349,21 +357,28 @@ qf_status qf_compare_tensors(qf_side a, qf_side b, const char *user, qf_error *e
         b.tensor->data_type == a.tensor->data_type)
         return compare_strings(a, b, user);
     qf_status status = qf_reading_open(a.subject, a.tensor, &ra, &why, err);
+    if (status == QF_OK && why)
+        skip(skipped);
     if (status != QF_OK || why)
         return status; /* told of already */
     status = qf_reading_open(b.subject, b.tensor, &rb, &other, err);
+    if (status == QF_OK && other)
+        skip(skipped);
     if (status == QF_OK && !other) {
-        status = qf_compare_readings(a, b, user, &ra, &rb, err);
+        status = qf_compare_readings(a, b, user, &ra, &rb, skipped, err);
         qf_reading_close(&rb);
     }
     qf_reading_close(&ra);
     return status;
 }
 
-qf_status qf_compare_scales(qf_side param, qf_side scales, const char *user, qf_error *err)
+qf_status qf_compare_scales(qf_side param, qf_side scales, const char *user, bool *skipped,
+                            qf_error *err)
 {
     qf_reading ra, rb;
     const char *why, *other;
+    bool was = *skipped;
+    *skipped = true; /* until it is not */
     if (param.tensor->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__UINT64 ||
         scales.tensor->data_type != FLOAT_TYPE)
         return QF_OK;
@@ -377,6 +392,7 @@ qf_status qf_compare_scales(qf_side param, qf_side scales, const char *user, qf_
                         (unsigned long long)rb.count, (unsigned long long)ra.count,
                         param.subject->role);
     bool equal = open && ra.count == rb.count;
+    *skipped = was || !equal;
     for (uint64_t at = 0; equal && at < ra.count; at += STEP) {
         size_t n = (size_t)(ra.count - at < STEP ? ra.count - at : STEP);
         const unsigned char *x = qf_reading_at(&ra, 8 * at, 8 * n),
@@ -387,8 +403,8 @@ qf_status qf_compare_scales(qf_side param, qf_side scales, const char *user, qf_
             if (!equal)
                 qf_subject_note(scales.subject, user, "scale %llu is %s, but %s in %s of the %s",
                                 (unsigned long long)(at + i), qf_element_text(FLOAT_TYPE, y, i, ty),
-                                qf_element_text(FLOAT_TYPE, x, 2 * i, tx), qf_label(param.tensor),
-                                param.subject->role);
+                                qf_element_text(FLOAT_TYPE, x, 2 * i, tx),
+                                qf_label(param.subject, param.tensor), param.subject->role);
         }
     }
     if (open)

@@ -14,15 +14,17 @@ typedef struct qf_side {
 /* Notes, with the findings of `b`, the first element in which the tensors differ. The same dtype:
  * dims and bytes are equal. Integers of a deploy model (`a`) and floats, or unpacked integers, of a
  * fake_quant model (`b`): the same numbers, whether the former are packed two in a byte or not.
- * `user`: the node that reads them, for messages; NULL: `a` is what was recomputed. */
-qf_status qf_compare_tensors(qf_side a, qf_side b, const char *user, qf_error *err);
+ * `user`: the node that reads them, for messages; NULL: `a` is what was recomputed. *skipped, which
+ * may be NULL, becomes true if the data could not be compared, for dtype, dims or damage. */
+qf_status qf_compare_tensors(qf_side a, qf_side b, const char *user, bool *skipped, qf_error *err);
 
 /* The same for readings of theirs that are open. */
 qf_status qf_compare_readings(qf_side a, qf_side b, const char *user, qf_reading *ra,
-                              qf_reading *rb, qf_error *err);
+                              qf_reading *rb, bool *skipped, qf_error *err);
 
 /* The packed scales of a deploy model against the float32 scales that a fake_quant model has. */
-qf_status qf_compare_scales(qf_side param, qf_side scales, const char *user, qf_error *err);
+qf_status qf_compare_scales(qf_side param, qf_side scales, const char *user, bool *skipped,
+                            qf_error *err);
 
 /* An element as text; `bytes` are those of elements of `data_type`, `index` one of them. */
 const char *qf_element_text(int32_t data_type, const unsigned char *bytes, uint64_t index,

@@ -98,7 +98,7 @@ static qf_status check_integers(fake_check *c, const Onnx__TensorProto *t, float
             size_t odd = first_odd(values, m, low, high);
             if (odd < m) {
                 at = j + odd;
-                qf_subject_note(c->s, qf_label(t),
+                qf_subject_note(c->s, qf_label(c->s, t),
                                 "element %llu is %.9g; expected an integer from %.0f to %.0f",
                                 (unsigned long long)(i + at), (double)values[odd], (double)low,
                                 (double)high);
@@ -142,7 +142,7 @@ static qf_status check_weight(fake_check *c, const qf_node *layer)
         qf_subject_note(c->s, layer->name,
                         "its weight '%s' is %s; expected float32, or int8 behind "
                         "a Cast",
-                        qf_label(t), qf_dtype_name(t->data_type));
+                        qf_label(c->s, t), qf_dtype_name(t->data_type));
     if (!t->name || !*t->name || qf_strmap_get(&c->seen, t->name) == t)
         return QF_OK;
     if (!qf_strmap_set(&c->seen, t->name, (void *)(uintptr_t)t))

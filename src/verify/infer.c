@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "verify/against.h"
+#include "verify/finding.h"
 
 typedef struct traits {
     qf_strmap places; /* location and offset of external tensors, per model */
@@ -33,7 +34,8 @@ static qf_status look_at_tensor(Onnx__TensorProto *tensor, void *user)
     t->external++;
     t->repeated |= place && qf_strmap_get(&t->places, place);
     t->single |= qf_ends_with(location, "deploy_model.external") ||
-                 qf_ends_with(location, "fake_quant_model.external");
+                 qf_ends_with(location, "fake_quant_model.external") ||
+                 qf_ends_with(location, "runnable_model.external");
     t->shared |=
         t->target == QF_FAKE_QUANT && qf_strmap_get(&t->locations[QF_DEPLOY], location) != NULL;
     t->memory = place && qf_strmap_set(&t->places, place, t) &&
@@ -136,7 +138,7 @@ static qf_status make_plan(qf_against *a, const qf_inputs *inputs, const qf_expo
         return status;
     }
     if (!qf_diagnostics_errors(list))
-        qf_diagnostics_add_error(list, &err);
+        qf_note_error(list, NULL, &err);
     return QF_OK;
 }
 
@@ -167,9 +169,10 @@ static qf_export_options first_options(const qf_against *a, const traits *t)
     o.threads = a->options->threads;
     o.save_path = a->prefix;
     o.ignore_target = true;
-    o.emit = !a->found[QF_FAKE_QUANT] ? QF_EMIT_DEPLOY
-             : !a->found[QF_DEPLOY]   ? QF_EMIT_FAKE_QUANT
-                                      : QF_EMIT_BOTH;
+    o.emit = a->runnable                ? QF_EMIT_RUNNABLE
+             : !a->found[QF_FAKE_QUANT] ? QF_EMIT_DEPLOY
+             : !a->found[QF_DEPLOY]     ? QF_EMIT_FAKE_QUANT
+                                        : QF_EMIT_BOTH;
     o.external_layout = t->single ? QF_LAYOUT_SINGLE : QF_LAYOUT_PER_TENSOR;
     o.dedup = t->repeated;
     o.fake_quant_weights = t->shared && o.emit == QF_EMIT_BOTH ? QF_FAKE_QUANT_SHARED

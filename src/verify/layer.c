@@ -41,7 +41,7 @@ static void check_kernel(const layer_check *c)
     if (a && !fits)
         qf_subject_note(c->s, c->node->name,
                         "its weight '%s' has dims %s, which do not end in the layer's kernel_shape",
-                        qf_label(w), qf_dims_text(w, dims));
+                        qf_label(c->s, w), qf_dims_text(w, dims));
 }
 
 static void check_conv(layer_check *c)
@@ -55,7 +55,7 @@ static void check_conv(layer_check *c)
             c->s, c->node->name,
             "its weight '%s' has dims %s and group is %lld; that is no convolution of 1 "
             "to 3 dimensions",
-            qf_label(w), qf_dims_text(w, dims), (long long)group);
+            qf_label(c->s, w), qf_dims_text(w, dims), (long long)group);
         return;
     }
     check_kernel(c);
@@ -67,7 +67,7 @@ static void check_conv(layer_check *c)
     if (!whole)
         qf_subject_note(c->s, c->node->name,
                         "its weight '%s' has dims %s; the first must be a multiple of group, %lld",
-                        qf_label(w), qf_dims_text(w, dims), (long long)group);
+                        qf_label(c->s, w), qf_dims_text(w, dims), (long long)group);
 }
 
 static void check_matrix(layer_check *c)
@@ -76,7 +76,7 @@ static void check_matrix(layer_check *c)
     char dims[128];
     if (w->n_dims != 2) {
         qf_subject_note(c->s, c->node->name, "its weight '%s' has dims %s; expected a matrix",
-                        qf_label(w), qf_dims_text(w, dims));
+                        qf_label(c->s, w), qf_dims_text(w, dims));
         return;
     }
     bool swapped = qf_node_is(c->node, "Gemm") && qf_node_int(c->node, "transB", 0);
@@ -92,7 +92,7 @@ static void check_weight(layer_check *c)
     const Onnx__TensorProto *w = c->weight;
     if (w->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__INT8 && w->data_type != QF_DTYPE_INT4)
         qf_subject_note(c->s, c->node->name, "its weight '%s' is %s; expected int8 or int4",
-                        qf_label(w), qf_dtype_name(w->data_type));
+                        qf_label(c->s, w), qf_dtype_name(w->data_type));
     if (qf_node_is(c->node, "Gemm") || qf_node_is(c->node, "MatMul"))
         check_matrix(c);
     else
@@ -143,8 +143,8 @@ static void check_bias(const layer_check *c, qf_value *bias, int bits)
         return;
     }
     if (t->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__INT32)
-        qf_subject_note(c->s, c->node->name, "its bias '%s' is %s; expected int32", qf_label(t),
-                        qf_dtype_name(t->data_type));
+        qf_subject_note(c->s, c->node->name, "its bias '%s' is %s; expected int32",
+                        qf_label(c->s, t), qf_dtype_name(t->data_type));
     uint64_t count;
     bool broadcast = qf_node_is(c->node, "Gemm");
     bool counted = qf_dims_count(t->dims, t->n_dims, &count);
@@ -154,7 +154,7 @@ static void check_bias(const layer_check *c, qf_value *bias, int bits)
     if (c->channels && !fits)
         qf_subject_note(c->s, c->node->name,
                         "its bias '%s' has dims %s, which do not fit %lld output channels",
-                        qf_label(t), qf_dims_text(t, dims), (long long)c->channels);
+                        qf_label(c->s, t), qf_dims_text(t, dims), (long long)c->channels);
 }
 
 static qf_value *find_bias(const layer_check *c)

@@ -16,6 +16,7 @@
 #include "base/spill.h"
 #include "exec/journal.h"
 #include "exec/stage.h"
+#include "verify/finding.h"
 
 enum {
     STEP = 4 * 1024 * 1024,
@@ -23,7 +24,8 @@ enum {
 }; /* bytes hashed at once; of a manifest */
 
 typedef struct checker {
-    const char *folder; /* its real path */
+    const char *given;  /* the folder, */
+    const char *folder; /* and its real path */
     char *path;         /* of the manifest */
     qf_diagnostics *findings;
     qf_strmap named;
@@ -77,10 +79,10 @@ static bool is_safe(const char *name)
 }
 
 /* Input that is wrong is a finding; what is left is the caller's to report. */
-static qf_status note_error(checker *c, qf_status status, const qf_error *err)
+static qf_status note_error(checker *c, const char *file, qf_status status, const qf_error *err)
 {
     if (status == QF_ERR_INPUT) {
-        qf_diagnostics_add_error(c->findings, err);
+        qf_note_error(c->findings, file, err);
         return QF_OK;
     }
     if (status != QF_OK && c->err)
@@ -112,7 +114,8 @@ static qf_status open_named(checker *c, const char *name, qf_file *file, bool *o
     }
     qf_status status = qf_file_open(real, "file of the manifest", file, &err);
     *opened = status == QF_OK;
-    return note_error(c, status, &err);
+    snprintf(joined, sizeof joined, "%s/%s", c->given, name);
+    return note_error(c, joined, status, &err);
 }
 
 /* ---- parts ---- */
@@ -302,7 +305,7 @@ static qf_status check(checker *c, const qf_manifest_files *present, qf_manifest
     size_t length;
     qf_status status = qf_file_read_text(c->path, "manifest", LONGEST, &text, &length, NULL, &err);
     if (status != QF_OK)
-        return note_error(c, status, &err);
+        return note_error(c, c->path, status, &err);
     bool exhausted = false;
     cJSON *root = qf_json_parse(text, length, NULL, false, &exhausted);
     read_hash(root, "record", inputs->record);
@@ -323,7 +326,8 @@ qf_status qf_check_manifest(const char *folder, const char *name, const qf_manif
                             qf_manifest_inputs *inputs, qf_error *err)
 {
     char real[PATH_MAX];
-    checker c = {.findings = findings, .err = err, .path = qf_stage_path(folder, name)};
+    checker c = {
+        .findings = findings, .err = err, .given = folder, .path = qf_stage_path(folder, name)};
     *found = false;
     *inputs = (qf_manifest_inputs){0};
     if (!c.path)

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "passes/run_function.h"
 #include "verify/agree.h"
 #include "verify/structure.h"
 
@@ -135,6 +136,45 @@ static qf_node *find_itself(const qf_pairing *p, const qf_node *node)
     return found;
 }
 
+/* A runnable model that was made of the float model knows which int8 weights are packed, where the
+ * deploy model leaves it to a ChooseChannels to tell; what reads that then reads one of the two
+ * that it chooses from. NULL: that is not so. */
+static qf_value *find_chosen(const qf_pairing *p, const qf_node *choose)
+{
+    const qf_value *out = qf_node_output(choose);
+    const qf_use *use = out && out->use_count ? &out->uses[0] : NULL;
+    const qf_node *reader = use ? find(p, use->node, use->node->name) : NULL;
+    qf_value *read = reader && use->input < reader->input_count ? reader->inputs[use->input] : NULL;
+    for (size_t i = 0; read && i < 2 && i < choose->input_count; i++) {
+        if (choose->inputs[i] && strcmp(choose->inputs[i]->name, read->name) == 0)
+            return read;
+    }
+    return NULL;
+}
+
+/* Nodes of a runnable model that another one rightly has not. */
+static void pair_choice(const qf_pairing *p, const qf_node *node, qf_counterpart *c)
+{
+    const qf_value *out = qf_node_output(node);
+    const qf_node *reader = out && out->use_count ? out->uses[0].node : NULL;
+    qf_value *chosen = NULL;
+    if (qf_run_is(node, "ChooseChannels"))
+        chosen = c->outputs[0] = find_chosen(p, node);
+    else if (qf_run_is(node, "UnpackInt4") && reader && qf_run_is(reader, "ChooseChannels"))
+        chosen = find_chosen(p, reader);
+    c->silent = chosen != NULL;
+}
+
+bool qf_is_split_otherwise(const qf_node *a, const qf_node *b)
+{
+    static const char op[] = "ConvTranspose";
+    const size_t weight = 2; /* behind x and its zero point */
+    const qf_value *value = a->input_count > weight ? a->inputs[weight] : NULL;
+    const qf_node *choose = value ? value->producer : NULL;
+    const qf_counterpart *c = choose && qf_run_is(choose, "ChooseChannels") ? choose->tag : NULL;
+    return c && c->silent && qf_run_is(a, op) && qf_run_is(b, op);
+}
+
 static bool set_outputs(qf_pairing *p, const qf_node *node, qf_counterpart *c, const qf_node *last)
 {
     c->outputs = qf_arena_array(&p->b->arena, node->output_count + 1, sizeof *c->outputs);
@@ -213,8 +253,10 @@ qf_status qf_pairing_node(qf_pairing *p, qf_node *node)
         return qf_fail_memory(p->err);
     if (!p->same && qf_is_window_cache(node))
         set_rnn_outputs(p, node, c);
+    if (!c->node && p->runnable && node->output_count)
+        pair_choice(p, node, c);
     const qf_value *out = qf_node_output(node);
-    if (c->silent && out && node->input_count == 1)
+    if (c->silent && !p->same && out && node->input_count == 1)
         c->outputs[0] = qf_pairing_value(p, node->inputs[0]);
     /* a Constant may have become an initializer of the same name, in one model alone */
     if (!c->node && out && qf_node_is(node, "Constant")) {

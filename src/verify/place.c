@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "checkpoint/folder.h"
 #include "exec/stage.h"
 
 static qf_status look_at(const char *path, bool *exists, bool *folder, qf_error *err)
@@ -95,6 +96,21 @@ static char *save_path_of(qf_place *p, const char *file)
     return NULL;
 }
 
+/* The folder of a file as a save path; NULL when memory is exhausted. */
+static char *folder_of(qf_place *p, const char *file)
+{
+    const char *slash = strrchr(file, '/');
+    return slash ? qf_arena_strndup(&p->arena, file, (size_t)(slash - file) + 1)
+                 : qf_arena_strdup(&p->arena, "./");
+}
+
+static bool is_of_checkpoint(const char *file)
+{
+    const char *slash = strrchr(file, '/'), *name = slash ? slash + 1 : file;
+    return strcmp(name, QF_MANIFEST_NAME) == 0 || strcmp(name, QF_INDEX_NAME) == 0 ||
+           qf_ends_with(name, ".safetensors");
+}
+
 qf_status qf_place_find(const char *given, qf_place *out, qf_error *err)
 {
     bool exists, folder = false;
@@ -108,9 +124,15 @@ qf_status qf_place_find(const char *given, qf_place *out, qf_error *err)
         return status;
     char *other =
         folder ? qf_arena_printf(&out->arena, "%s/", save_path) : save_path_of(out, save_path);
-    if (!other)
-        return folder ? qf_fail_memory(err) : QF_OK;
-    return name_models(out, other, err);
+    if (folder && !other)
+        return qf_fail_memory(err);
+    if (other)
+        status = name_models(out, other, err);
+    bool of_checkpoint = exists && !folder && is_of_checkpoint(save_path);
+    if (status != QF_OK || any(out) || !of_checkpoint)
+        return status;
+    other = folder_of(out, save_path);
+    return other ? name_models(out, other, err) : qf_fail_memory(err);
 }
 
 qf_status qf_place_suggest(qf_place *p, const char **save_path, qf_error *err)

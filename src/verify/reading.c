@@ -7,11 +7,6 @@
 
 #include "exec/source.h"
 
-const char *qf_label(const Onnx__TensorProto *tensor)
-{
-    return tensor->name && *tensor->name ? tensor->name : "(unnamed tensor)";
-}
-
 /* ---- what is wrong with the stored form ---- */
 
 static bool field_fits(int field, int32_t type)
@@ -59,9 +54,9 @@ static const char *open_span(qf_reading *r, int32_t type, qf_status *status, qf_
         return "is stored in a field that does not belong to its dtype";
     if (!qf_field_is_varint(r->span->field))
         return r->span->length == r->bytes ? NULL : wrong_count;
-    *status =
-        qf_varint_index_build(r->span, qf_varint_count(type, r->count),
-                              r->file ? r->file->path : "", qf_label(r->tensor), &r->index, err);
+    *status = qf_varint_index_build(r->span, qf_varint_count(type, r->count),
+                                    r->file ? r->file->path : "",
+                                    r->tensor->name ? r->tensor->name : "", &r->index, err);
     if (*status != QF_ERR_INPUT)
         return NULL;
     *status = QF_OK;
@@ -271,7 +266,7 @@ static qf_status check_tensor(Onnx__TensorProto *tensor, void *user)
     if (tensor->data_type == ONNX__TENSOR_PROTO__DATA_TYPE__STRING) {
         uint64_t count;
         if (!qf_dims_count(tensor->dims, tensor->n_dims, &count) || count != tensor->n_string_data)
-            qf_subject_note(c->subject, qf_label(tensor), "the tensor %s", wrong_count);
+            qf_subject_note(c->subject, qf_label(c->subject, tensor), "the tensor %s", wrong_count);
         return QF_OK;
     }
     qf_status status = qf_reading_open(c->subject, tensor, &r, &why, c->err);
@@ -280,7 +275,7 @@ static qf_status check_tensor(Onnx__TensorProto *tensor, void *user)
     bool told = tensor->has_data_location && tensor->data_location != 0 &&
                 qf_tensor_payload(tensor) == SIZE_MAX;
     if (why && !told)
-        qf_subject_note(c->subject, qf_label(tensor), "the tensor %s", why);
+        qf_subject_note(c->subject, qf_label(c->subject, tensor), "the tensor %s", why);
     if (!why)
         qf_reading_close(&r);
     return QF_OK;

@@ -46,7 +46,8 @@ qf_status qf_reading_floats(qf_subject *subject, const Onnx__TensorProto *tensor
 /* What is wrong with a tensor's data, if anything: every tensor of the model. */
 qf_status qf_check_tensors(qf_subject *subject, uint64_t *tensors, qf_error *err);
 
-/* The tensor's name, for messages. */
-const char *qf_label(const Onnx__TensorProto *tensor);
+/* What messages call the subject's tensor: its name, or that of the node that has it in an
+ * attribute (label.c). */
+const char *qf_label(qf_subject *subject, const Onnx__TensorProto *tensor);
 
 #endif

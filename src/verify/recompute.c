@@ -9,6 +9,7 @@
 
 #include "base/spill.h"
 #include "verify/against.h"
+#include "verify/finding.h"
 #include "verify/reading.h"
 
 enum { ITEM_BLOCKS = 32 };
@@ -197,7 +198,7 @@ static void note_failure(sweep *s, qf_status status, const qf_error *err)
 {
     omp_set_lock(&s->lock);
     if (status == QF_ERR_INPUT) {
-        qf_diagnostics_add_error(s->against->findings, err); /* of the source */
+        qf_note_error(s->against->findings, NULL, err); /* of the source */
     } else {
         s->status = status;
         if (s->against->err)

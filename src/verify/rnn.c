@@ -98,11 +98,11 @@ static void check_tensor(qf_subject *s, const qf_node *node, size_t input, int32
     bool typed = t->data_type == type ||
                  (type == ONNX__TENSOR_PROTO__DATA_TYPE__INT8 && t->data_type == QF_DTYPE_INT4);
     if (!typed)
-        qf_subject_note(s, node->name, "input %zu, '%s', is %s; expected %s", input, qf_label(t),
+        qf_subject_note(s, node->name, "input %zu, '%s', is %s; expected %s", input, qf_label(s, t),
                         qf_dtype_name(t->data_type), qf_dtype_name(type));
     if (t->n_dims != rank || t->dims[0] != 1 || t->dims[1] != rows)
         qf_subject_note(s, node->name, "input %zu, '%s', has dims %s; expected [1, %lld%s]", input,
-                        qf_label(t), qf_dims_text(t, dims), (long long)rows,
+                        qf_label(s, t), qf_dims_text(t, dims), (long long)rows,
                         rank == 3 ? ", ...]" : "]");
 }
 

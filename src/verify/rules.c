@@ -106,7 +106,7 @@ qf_status qf_check_parameter(qf_subject *s, const qf_node *node, size_t input,
         return QF_OK;
     }
     if (t->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__UINT64 || t->n_dims != 1) {
-        qf_subject_note(s, qf_label(t),
+        qf_subject_note(s, qf_label(s, t),
                         "the dequant parameter is %s %s; expected uint64 with one dimension",
                         qf_dtype_name(t->data_type), qf_dims_text(t, dims));
         return QF_OK;
@@ -116,7 +116,7 @@ qf_status qf_check_parameter(qf_subject *s, const qf_node *node, size_t input,
         return status; /* told of already */
     bool fits = !counts[0] || r.count == counts[0] || r.count == counts[1] || r.count == counts[2];
     if (!fits)
-        qf_subject_note(s, qf_label(t),
+        qf_subject_note(s, qf_label(s, t),
                         "the dequant parameter has %llu values; %s has %llu or %llu",
                         (unsigned long long)r.count, name, (unsigned long long)counts[0],
                         (unsigned long long)counts[1]);
@@ -128,7 +128,7 @@ qf_status qf_check_parameter(qf_subject *s, const qf_node *node, size_t input,
             status = qf_fail_memory(err);
             break;
         }
-        check_values(s, qf_label(t), bytes, n);
+        check_values(s, qf_label(s, t), bytes, n);
     }
     qf_reading_close(&r);
     return status;

@@ -12,6 +12,7 @@
 #include "base/spill.h"
 #include "onnx/external.h"
 #include "onnx/scan.h"
+#include "verify/finding.h"
 
 void qf_subject_note(const qf_subject *subject, const char *item, const char *format, ...)
 {
@@ -25,12 +26,31 @@ void qf_subject_note(const qf_subject *subject, const char *item, const char *fo
 }
 
 /* Input that is wrong is a finding; what is left is the caller's to report. */
-static qf_status note(qf_subject *s, qf_status status, const qf_error *err)
+static qf_status note(qf_subject *s, qf_status status, const qf_error *found, qf_error *err)
 {
-    if (status != QF_ERR_INPUT)
-        return status;
-    qf_diagnostics_add_error(s->findings, err);
-    return QF_OK;
+    if (status == QF_ERR_INPUT) {
+        qf_note_error(s->findings, s->path, found);
+        return QF_OK;
+    }
+    if (status != QF_OK && err)
+        *err = *found;
+    return status;
+}
+
+/* External data that cannot be read; its file is named from the folder that was given on. */
+static void note_external(const qf_error *found, void *user)
+{
+    qf_subject *s = user;
+    char file[PATH_MAX];
+    size_t n = strlen(s->model.folder);
+    const char *slash = strrchr(s->path, '/');
+    const char *name = strncmp(found->file, s->model.folder, n) == 0 && found->file[n] == '/'
+                           ? found->file + n + 1
+                           : NULL;
+    if (name)
+        snprintf(file, sizeof file, "%.*s%s", slash ? (int)(slash - s->path) + 1 : 0, s->path,
+                 name);
+    qf_note_error(s->findings, name ? file : s->path, found);
 }
 
 static qf_status find_folder(qf_subject *s, const char *path, qf_error *err)
@@ -93,9 +113,10 @@ static bool is_made(const qf_node *node)
 /* From the mapped file on. */
 static qf_status finish(qf_subject *s, bool external, bool *readable, qf_error *err)
 {
-    qf_status status = note(s, read_graph(s, err), err);
+    qf_error found;
+    qf_status status = note(s, read_graph(s, &found), &found, err);
     if (status == QF_OK && s->proto && external)
-        status = qf_external_resolve_noting(&s->model, &s->arena, s->proto, s->findings, err);
+        status = qf_external_resolve_noting(&s->model, &s->arena, s->proto, note_external, s, err);
     if (status == QF_OK && s->proto)
         status = qf_ir_build_noting(&s->arena, s->proto, s->path, s->findings, &s->ir, err);
     *readable = status == QF_OK && s->proto;
@@ -111,10 +132,11 @@ qf_status qf_subject_open(const char *path, const char *role, qf_diagnostics *fi
     qf_status status = start(out, path, role, findings, err);
     bool opened = false;
     if (status == QF_OK) {
-        status = qf_file_open(path, role, &out->model.files[0], err);
+        qf_error found;
+        status = qf_file_open(path, role, &out->model.files[0], &found);
         opened = status == QF_OK;
         out->model.file_count = opened;
-        status = note(out, status, err);
+        status = note(out, status, &found, err);
     }
     if (opened)
         status = find_folder(out, path, err);

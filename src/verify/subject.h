@@ -7,15 +7,21 @@
 #include "base/diag.h"
 #include "onnx/model.h"
 
+typedef struct qf_nameless qf_nameless;
+
 typedef struct qf_subject {
-    const char *role; /* "deploy model", for messages */
-    const char *path; /* as messages name it; the arena's */
-    qf_model model;   /* its files and payloads; no skeleton */
+    const char *role;   /* "deploy model", for messages */
+    const char *origin; /* of what should be there: "the source" */
+    const char *path;   /* as messages name it; the arena's */
+    qf_model model;     /* its files and payloads; no skeleton */
     qf_arena arena;
     Onnx__ModelProto *proto;
     qf_ir ir;       /* nodes in the order of the file; main graph first */
     bool quantized; /* it has nodes that an export made; without them it may be a plain copy */
     qf_diagnostics *findings;
+    qf_nameless *nameless; /* label.c: tensors that have no name */
+    size_t nameless_count;
+    bool listed;
 } qf_subject;
 
 /* Opens `path`. *readable is false, and there is a finding, if not even its graph could be read;

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The checks one behind the other. None ends at what it finds. */
-#include <dirent.h>
-#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "exec/stage.h"
 #include "verify/against.h"
+#include "checkpoint/folder.h"
 #include "verify/agree.h"
-#include "verify/manifest.h"
-#include "verify/place.h"
+#include "verify/checkpoint.h"
 #include "verify/structure.h"
 
-#define CHECKPOINT_MANIFEST "quantfold.manifest.json"
+/* Models that are looked at: those of the targets, then the runnable one. */
+enum { RUNNABLE = QF_TARGETS, MODELS };
 
 typedef struct verifier {
     const qf_verify_options *options;
@@ -21,8 +21,11 @@ typedef struct verifier {
     qf_arena arena;
     qf_place place;
     bool checkable; /* there is something whose inside is looked at */
-    bool open[QF_TARGETS], walkable[QF_TARGETS];
-    qf_subject subjects[QF_TARGETS];
+    bool open[MODELS], walkable[MODELS], sound[MODELS];
+    qf_subject subjects[MODELS];
+    qf_diagnostics *aside;     /* what is wrong with a runnable model beside its deploy model */
+    qf_manifest_files used;    /* locations of external data, */
+    size_t used_by_targets;    /* those of the runnable model alone behind so many */
     qf_manifest_inputs inputs; /* that the manifest names */
     qf_diag_mark mark;
     qf_error *err;
@@ -31,7 +34,7 @@ typedef struct verifier {
 _Static_assert((int)QF_PLACE_DEPLOY == (int)QF_DEPLOY && (int)QF_PLACE_MODELS == (int)QF_TARGETS,
                "models are numbered alike");
 
-static const char *const roles[QF_TARGETS] = {"deploy model", "fake_quant model"};
+static const char *const roles[MODELS] = {"deploy model", "fake_quant model", "runnable model"};
 
 static void warn(verifier *v, const char *file, const char *text)
 {
@@ -50,18 +53,28 @@ static void end_check(verifier *v, qf_verify_check check)
 
 /* ---- structure ---- */
 
-static qf_status check_model(verifier *v, int t)
+/* What holds of any model. */
+static qf_status open_model(verifier *v, int t, const char *path, qf_diagnostics *findings)
 {
     qf_subject *s = &v->subjects[t];
-    uint64_t layers = 0, alone = 0;
-    qf_status status =
-        qf_subject_open(v->place.paths[t], roles[t], v->findings, s, &v->open[t], v->err);
+    qf_diag_mark before = qf_diag_now(findings);
+    qf_status status = qf_subject_open(path, roles[t], findings, s, &v->open[t], v->err);
     if (status != QF_OK || !v->open[t])
         return status;
     v->result->models++;
     status = qf_check_tensors(s, &v->result->tensors, v->err);
     if (status == QF_OK)
         status = qf_check_graph(s, &v->walkable[t], v->err);
+    v->sound[t] = qf_diag_now(findings).errors == before.errors;
+    return status;
+}
+
+static qf_status check_model(verifier *v, int t)
+{
+    qf_subject *s = &v->subjects[t];
+    uint64_t layers = 0, alone = 0;
+    qf_diag_mark before = qf_diag_now(v->findings);
+    qf_status status = open_model(v, t, v->place.paths[t], v->findings);
     if (status != QF_OK || !v->walkable[t])
         return status;
     status = t == QF_DEPLOY ? qf_check_deploy(s, &layers, v->err)
@@ -72,7 +85,22 @@ static qf_status check_model(verifier *v, int t)
         v->result->layers = layers + alone;
     if (status == QF_OK && !s->quantized)
         warn(v, v->place.paths[t], "no layer of the model is quantized");
+    v->sound[t] = qf_diag_now(v->findings).errors == before.errors;
     return status;
+}
+
+/* One that will be written anew is not looked at. Beside a deploy model, whatever is wrong with it
+ * comes to the same: it is not what is made of that. */
+static qf_status check_runnable_alone(verifier *v)
+{
+    if (!v->place.runnable_exists || v->options->skip_runnable)
+        return QF_OK;
+    bool beside = v->place.exists[QF_DEPLOY];
+    if (beside && !v->aside)
+        v->aside = qf_diagnostics_create();
+    if (beside && !v->aside)
+        return qf_fail_memory(v->err);
+    return open_model(v, RUNNABLE, v->place.runnable, beside ? v->aside : v->findings);
 }
 
 static bool has_models(const verifier *v)
@@ -83,11 +111,6 @@ static bool has_models(const verifier *v)
 static qf_status note_missing(verifier *v)
 {
     const char *other;
-    if (v->place.runnable_exists) {
-        warn(v, v->place.runnable,
-             "a runnable model alone is not looked into; its bytes are compared with a manifest's");
-        return QF_OK;
-    }
     qf_status status = qf_place_suggest(&v->place, &other, v->err);
     if (status == QF_OK)
         qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = v->options->prefix},
@@ -95,6 +118,39 @@ static qf_status note_missing(verifier *v)
                     "--save-path%s%s%s",
                     v->place.paths[QF_DEPLOY], v->place.paths[QF_FAKE_QUANT],
                     other ? ", such as '" : "", other ? other : "", other ? "'" : "");
+    return status;
+}
+
+/* Whether each model that is there could be read, so that all external files that they use are
+ * known. */
+static bool all_are_open(const verifier *v)
+{
+    bool open = v->open[RUNNABLE] == v->place.runnable_exists;
+    for (int t = 0; t < QF_TARGETS; t++)
+        open = open && v->open[t] == v->place.exists[t];
+    return open;
+}
+
+static qf_status list_location(Onnx__TensorProto *tensor, void *user)
+{
+    verifier *v = user;
+    const char *location = qf_external_entry(tensor, "location");
+    bool external = tensor->has_data_location && tensor->data_location == 1 && location;
+    bool memory = !external || qf_manifest_files_add(&v->used, location);
+    return memory ? QF_OK : qf_fail_memory(v->err);
+}
+
+static qf_status check_used(verifier *v)
+{
+    qf_status status = QF_OK;
+    for (int t = 0; status == QF_OK && t < MODELS; t++) {
+        if (t == RUNNABLE)
+            v->used_by_targets = v->used.count;
+        if (v->open[t])
+            status = qf_model_each_tensor(v->subjects[t].proto, list_location, v);
+    }
+    if (status == QF_OK && v->result->models && all_are_open(v))
+        status = qf_check_leftovers(&v->place, &v->used.seen, v->findings, v->err);
     return status;
 }
 
@@ -109,10 +165,14 @@ static qf_status check_structure(verifier *v)
         if (v->place.exists[t])
             status = check_model(v, t);
     }
+    if (status == QF_OK)
+        status = check_runnable_alone(v);
     v->result->done[QF_VERIFY_STRUCTURE] = v->result->models > 0;
-    v->checkable = has_models(v);
+    v->checkable = has_models(v) || v->place.runnable_exists;
     if (status == QF_OK && !v->checkable)
         status = note_missing(v);
+    if (status == QF_OK)
+        status = check_used(v);
     if (unfinished)
         warn(v, partial, "an export to this path was not finished; run it again");
     end_check(v, QF_VERIFY_STRUCTURE);
@@ -126,8 +186,10 @@ static qf_status check_agreement(verifier *v)
     qf_status status = QF_OK;
     if (v->walkable[QF_DEPLOY] && v->walkable[QF_FAKE_QUANT]) {
         v->result->done[QF_VERIFY_AGREEMENT] = true;
-        status = qf_agree(&v->subjects[QF_DEPLOY], &v->subjects[QF_FAKE_QUANT],
-                          &v->result->agreeing, v->err);
+        qf_agreement layers;
+        status = qf_agree(&v->subjects[QF_DEPLOY], &v->subjects[QF_FAKE_QUANT], &layers, v->err);
+        v->result->agreeing = layers.compared;
+        v->result->apart = layers.skipped;
     } else if (v->place.exists[QF_DEPLOY] != v->place.exists[QF_FAKE_QUANT]) {
         int missing = v->place.exists[QF_DEPLOY];
         qf_diag_add(v->findings, QF_WARNING, (qf_where){.file = v->place.paths[missing]},
@@ -135,7 +197,7 @@ static qf_status check_agreement(verifier *v)
                     "between the two models",
                     roles[missing]);
     } else if (v->place.exists[QF_DEPLOY]) {
-        warn(v, NULL,
+        warn(v, v->place.paths[v->walkable[QF_DEPLOY] ? QF_FAKE_QUANT : QF_DEPLOY],
              "a model could not be read, or has a cycle, so that the two were not "
              "compared");
     }
@@ -144,23 +206,6 @@ static qf_status check_agreement(verifier *v)
 }
 
 /* ---- manifest ---- */
-
-typedef struct listing {
-    qf_manifest_files *files;
-    bool memory;
-} listing;
-
-static qf_status list_location(Onnx__TensorProto *tensor, void *user)
-{
-    listing *l = user;
-    bool external = tensor->has_data_location && tensor->data_location == 1;
-    for (size_t i = 0; external && i < tensor->n_external_data; i++) {
-        const Onnx__StringStringEntryProto *e = tensor->external_data[i];
-        if (e->key && e->value && strcmp(e->key, "location") == 0)
-            l->memory = l->memory && qf_manifest_files_add(l->files, e->value);
-    }
-    return QF_OK;
-}
 
 static qf_status check_hashes(verifier *v, const char *name, const qf_manifest_files *present)
 {
@@ -174,29 +219,26 @@ static qf_status check_hashes(verifier *v, const char *name, const qf_manifest_f
         warn(v, path,
              "there is no manifest, so that the files' bytes were not compared with what was "
              "written (--manifest at the export)");
-    else if (status == QF_OK && !*done && v->place.runnable_exists)
-        qf_diag_add(v->findings, QF_ERROR, (qf_where){.file = path},
-                    "there is no manifest, so that nothing is known of the runnable model "
-                    "(--manifest at the export)");
     end_check(v, QF_VERIFY_MANIFEST);
     return status;
 }
 
+/* A manifest of the others does not name a runnable model that was made of them later. */
 static qf_status check_manifest(verifier *v)
 {
     qf_manifest_files present = {0};
-    listing l = {.files = &present, .memory = true};
     char *name = qf_arena_printf(&v->arena, "%s%smanifest.json", v->place.prefix,
                                  *v->place.prefix ? "." : "");
-    if (!has_models(v) && v->place.runnable_exists)
-        l.memory = qf_manifest_files_add(&present, v->place.runnable_name);
-    for (int t = 0; name && l.memory && t < QF_TARGETS; t++) {
+    bool memory = name != NULL, alone = !has_models(v);
+    if (alone && v->place.runnable_exists)
+        memory = memory && qf_manifest_files_add(&present, v->place.runnable_name);
+    for (int t = 0; t < QF_TARGETS; t++) {
         if (v->place.exists[t])
-            l.memory = qf_manifest_files_add(&present, v->place.names[t]);
-        if (v->open[t] && l.memory)
-            qf_model_each_tensor(v->subjects[t].proto, list_location, &l);
+            memory = memory && qf_manifest_files_add(&present, v->place.names[t]);
     }
-    qf_status status = name && l.memory ? check_hashes(v, name, &present) : qf_fail_memory(v->err);
+    for (size_t i = 0; i < (alone ? v->used.count : v->used_by_targets); i++)
+        memory = memory && qf_manifest_files_add(&present, v->used.names[i]);
+    qf_status status = memory ? check_hashes(v, name, &present) : qf_fail_memory(v->err);
     qf_manifest_files_release(&present);
     return status;
 }
@@ -223,70 +265,56 @@ static qf_status check_against(verifier *v)
     return status;
 }
 
-/* ---- checkpoints ---- */
+/* ---- the runnable model ---- */
 
-static qf_status is_checkpoint(verifier *v, bool *found)
+static qf_status check_runnable(verifier *v)
 {
-    static const char *const marks[] = {CHECKPOINT_MANIFEST, "model.safetensors.index.json",
-                                        "model.safetensors"};
     qf_status status = QF_OK;
-    *found = false;
-    if (has_models(v) || *v->place.prefix)
-        return QF_OK;
-    for (size_t i = 0; status == QF_OK && i < sizeof marks / sizeof *marks && !*found; i++) {
-        const char *path = qf_arena_printf(&v->arena, "%s/%s", v->place.folder, marks[i]);
-        status = path ? qf_exists(path, found, v->err) : qf_fail_memory(v->err);
+    bool there = v->place.runnable_exists && !v->options->skip_runnable;
+    const qf_runnable_check check = {.save_path = v->place.save_path,
+                                     .path = v->place.runnable,
+                                     .deploy = v->place.paths[QF_DEPLOY],
+                                     .runnable =
+                                         v->walkable[RUNNABLE] ? &v->subjects[RUNNABLE] : NULL,
+                                     .found = v->aside,
+                                     .findings = v->findings,
+                                     .threads = v->options->threads};
+    if (there && !v->place.exists[QF_DEPLOY]) {
+        warn(v, v->place.runnable,
+             "there is no deploy model beside the runnable model, so that it could not be compared "
+             "with what is made of one");
+    } else if (there && v->walkable[RUNNABLE] && !v->sound[QF_DEPLOY]) {
+        warn(v, v->place.runnable,
+             "the deploy model is not sound, so that the runnable model was not compared with what "
+             "is made of it");
+    } else if (there) {
+        status = qf_check_runnable(&check, &v->result->done[QF_VERIFY_RUNNABLE], v->err);
     }
+    end_check(v, QF_VERIFY_RUNNABLE);
     return status;
 }
 
-/* Names of the shards that lie in the folder. */
-static qf_status list_shards(verifier *v, qf_manifest_files *files)
-{
-    DIR *dir = opendir(v->place.folder);
-    bool memory = true;
-    if (!dir)
-        return qf_fail_errno(v->err, v->place.folder, errno, "cannot list the folder");
-    for (struct dirent *e; memory && (errno = 0, e = readdir(dir));) {
-        if (!qf_ends_with(e->d_name, ".safetensors") &&
-            strcmp(e->d_name, "model.safetensors.index.json") != 0)
-            continue;
-        char *name = qf_arena_strdup(&v->arena, e->d_name);
-        memory = name && qf_manifest_files_add(files, name);
-    }
-    int e = memory ? errno : 0;
-    closedir(dir);
-    if (e)
-        return qf_fail_errno(v->err, v->place.folder, e, "cannot list the folder");
-    return memory ? QF_OK : qf_fail_memory(v->err);
-}
+/* ---- checkpoints ---- */
 
 static qf_status check_checkpoint(verifier *v)
 {
-    qf_checkpoint *checkpoint = NULL;
     qf_manifest_files present = {0};
-    qf_error err;
-    qf_status status = qf_checkpoint_open(v->place.folder, &checkpoint, &err);
-    if (status == QF_ERR_INPUT) {
-        qf_diagnostics_add_error(v->findings, &err);
-        status = QF_OK;
-    } else if (status != QF_OK && v->err) {
-        *v->err = err;
-    }
+    if (v->options->model)
+        return qf_fail_at(v->err, QF_ERR_USAGE, (qf_where){.file = v->place.folder},
+                          "this is an exported checkpoint, whose payloads are not recomputed; look "
+                          "at it without --against, or with the manifest that checkpoint "
+                          "--manifest writes");
     v->checkable = true;
-    v->result->models = checkpoint != NULL;
+    qf_status status = qf_check_checkpoint(&v->place, v->findings, v->result, v->err);
     v->result->done[QF_VERIFY_STRUCTURE] = true;
-    qf_checkpoint_close(checkpoint);
     end_check(v, QF_VERIFY_STRUCTURE);
     end_check(v, QF_VERIFY_AGREEMENT);
-    if (status != QF_OK)
-        return status;
-    status = list_shards(v, &present);
     if (status == QF_OK)
-        status = check_hashes(v, CHECKPOINT_MANIFEST, &present);
-    if (v->options->model)
-        warn(v, NULL, "payloads of checkpoints are not recomputed");
+        status = qf_list_shards(&v->place, &present, v->err);
+    if (status == QF_OK)
+        status = check_hashes(v, QF_MANIFEST_NAME, &present);
     end_check(v, QF_VERIFY_AGAINST);
+    end_check(v, QF_VERIFY_RUNNABLE);
     qf_manifest_files_release(&present);
     return status;
 }
@@ -306,7 +334,7 @@ static qf_status run(verifier *v)
     qf_status status = qf_place_find(v->options->prefix, &v->place, v->err);
     bool checkpoint = false;
     if (status == QF_OK)
-        status = is_checkpoint(v, &checkpoint);
+        status = qf_is_checkpoint(&v->place, &checkpoint, v->err);
     if (status != QF_OK || checkpoint)
         return status == QF_OK ? check_checkpoint(v) : status;
     status = check_structure(v);
@@ -316,7 +344,9 @@ static qf_status run(verifier *v)
         status = check_manifest(v);
     if (status == QF_OK)
         status = check_against(v);
-    for (int t = 0; t < QF_TARGETS; t++) {
+    if (status == QF_OK)
+        status = check_runnable(v);
+    for (int t = 0; t < MODELS; t++) {
         const qf_model *m = &v->subjects[t].model;
         if (v->open[t])
             status = qf_files_check(m->files, m->file_count, status, v->err);
@@ -347,10 +377,12 @@ qf_status qf_verify(const qf_verify_options *options, qf_diagnostics *diagnostic
     qf_status status = run(&v);
     if (status == QF_ERR_INPUT) /* a file was changed meanwhile: what was seen counts for nothing */
         qf_diag_cut(diagnostics, before);
-    for (int t = 0; t < QF_TARGETS; t++) {
+    for (int t = 0; t < MODELS; t++) {
         if (v.open[t])
             qf_subject_close(&v.subjects[t]);
     }
+    qf_diagnostics_free(v.aside);
+    qf_manifest_files_release(&v.used);
     qf_place_release(&v.place);
     qf_arena_release(&v.arena);
     if (status == QF_OK)

@@ -30,7 +30,7 @@ static qf_status check_scales(qf_subject *s, const qf_node *node, const Onnx__Te
     qf_reading r;
     const char *why;
     if (!known) {
-        qf_subject_note(s, node->name, "its scales '%s' are %s; expected a float", qf_label(t),
+        qf_subject_note(s, node->name, "its scales '%s' are %s; expected a float", qf_label(s, t),
                         qf_dtype_name(t->data_type));
         return QF_OK;
     }
@@ -45,7 +45,7 @@ static qf_status check_scales(qf_subject *s, const qf_node *node, const Onnx__Te
             float scale = scale_at(t->data_type, bytes, j);
             good = qf_scale_fits(scale);
             if (!good)
-                qf_subject_note(s, qf_label(t),
+                qf_subject_note(s, qf_label(s, t),
                                 "element %llu is %g; a scale must be finite and above 0",
                                 (unsigned long long)(i + j), (double)scale);
         }
@@ -75,8 +75,8 @@ static qf_status check_node(qf_subject *s, const qf_node *node, uint64_t *layers
     char dims[128], scales[128];
     *layers += 1;
     if (w->data_type != ONNX__TENSOR_PROTO__DATA_TYPE__INT8 && w->data_type != QF_DTYPE_INT4)
-        qf_subject_note(s, node->name, "its weight '%s' is %s; expected int8 or int4", qf_label(w),
-                        qf_dtype_name(w->data_type));
+        qf_subject_note(s, node->name, "its weight '%s' is %s; expected int8 or int4",
+                        qf_label(s, w), qf_dtype_name(w->data_type));
     if (!scales_fit(node, w, t))
         qf_subject_note(s, node->name,
                         "its weight has dims %s and its scales %s, which do not fit axis %lld and "

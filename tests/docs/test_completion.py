@@ -15,6 +15,7 @@ import pytest
 from usage import accepts
 
 HERE = Path(__file__).resolve().parent
+OUTPUT = ("out_deploy_model.onnx", "out.manifest.json")  # files of an export
 
 
 class Bash:
@@ -108,7 +109,7 @@ def folder(tmp_path):
     """A folder with one file of each kind, and a folder."""
     place = tmp_path / "here"
     (place / "deep").mkdir(parents=True)
-    for name in ("m.onnx", "c.json", "r.txt", "w.safetensors", "notes.md"):
+    for name in ("m.onnx", "c.json", "r.txt", "w.safetensors", "notes.md", *OUTPUT):
         (place / name).touch()
     return place
 
@@ -180,20 +181,21 @@ def test_schemes_are_the_programs(complete, quantfold, repo, folder):
 @pytest.mark.parametrize(
     "words, files",
     [
-        (("export", "--model"), {"m.onnx"}),
-        (("export", "--config"), {"c.json"}),
+        (("export", "--model"), {"m.onnx", OUTPUT[0]}),
+        (("export", "--config"), {"c.json", OUTPUT[1]}),
         (("export", "--record"), {"r.txt"}),
         (("export", "--save-path"), set()),
-        (("check", "--model"), {"m.onnx"}),
-        (("record", "--activations"), {"c.json"}),
+        (("check", "--model"), {"m.onnx", OUTPUT[0]}),
+        (("record", "--activations"), {"c.json", OUTPUT[1]}),
         (("record", "--output"), {"r.txt"}),
         (("checkpoint", "--model"), set()),
         (("checkpoint", "--out"), set()),
         (("checkpoint", "--scales"), {"minmax", "record", "r.txt", "w.safetensors"}),
-        (("inspect",), {"m.onnx"}),
-        (("batch",), {"c.json"}),
-        (("verify",), set()),
-        (("verify", "m", "--against"), {"m.onnx"}),
+        (("inspect",), {"m.onnx", OUTPUT[0]}),
+        (("batch",), {"c.json", OUTPUT[1]}),
+        (("report",), {OUTPUT[1]}),
+        (("verify",), set(OUTPUT)),
+        (("verify", "m", "--against"), {"m.onnx", OUTPUT[0]}),
     ],
 )
 def test_files_are_offered_by_kind(complete, folder, words, files):

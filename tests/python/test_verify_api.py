@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import pytest
 import quantfold
@@ -37,7 +39,8 @@ def test_sound(output):
     model, record, prefix = output
     seen = quantfold.verify(prefix, against=model, record=record)
     assert seen.sound and seen.models == 2 and seen.layers == seen.agreeing == 1
-    assert seen.done == {"structure": True, "agreement": True, "manifest": False, "against": True}
+    done = {"structure": True, "agreement": True, "manifest": False, "against": True}
+    assert seen.done == done | {"runnable": False} and seen.apart == 0
     (missing,) = seen.findings
     assert missing.severity == "warning" and missing.check == "manifest"
 
@@ -58,6 +61,17 @@ def test_findings_say_which_check_made_them(output):
 def test_nothing_there_is_a_finding(tmp_path):
     seen = quantfold.verify(tmp_path / "none")
     assert not seen.sound and "neither" in seen.findings[0].message
+
+
+def test_a_runnable_model_is_looked_at(output):
+    _, _, prefix = output
+    deploy = f"{prefix}_deploy_model.onnx"
+    quantfold.export(deploy, prefix, emit="runnable")
+    seen = quantfold.verify(prefix)
+    assert seen.sound and seen.models == 3 and seen.done["runnable"]
+    Path(f"{prefix}_runnable_model.onnx").write_text("<html></html>")
+    (error,) = [f for f in quantfold.verify(prefix).findings if f.severity == "error"]
+    assert error.check == "runnable" and error.file == f"{prefix}_runnable_model.onnx"
 
 
 def test_arguments():
