@@ -20,15 +20,25 @@ qf_status qf_model_has_node(const qf_model *model, bool (*is)(const qf_node *), 
     return QF_OK;
 }
 
+/* Of something that is calculated: in a deploy model DequantizeLinear is only behind weights. */
+static bool dequantizes_values(const qf_node *node)
+{
+    return qf_is_dequantize(node) && node->input_count && node->inputs[0] &&
+           !qf_value_constant(node->inputs[0]);
+}
+
 qf_status qf_plan_find_deploy(qf_plan *plan, qf_error *err)
 {
     const qf_model *model = plan->model;
     bool alone = !plan->record && !plan->scheme.on && plan->options.source == QF_SOURCE_AUTO;
-    bool quantizes = false, dequantizes = false;
+    bool quantizes = false, values = false, dequantizes = false;
     qf_status status = qf_model_has_node(model, qf_is_deploy_node, &plan->from_deploy, err);
     if (status != QF_OK || plan->from_deploy || !alone)
         return status;
     status = qf_model_has_node(model, qf_is_quantize, &quantizes, err);
+    if (status == QF_OK && !quantizes)
+        status = qf_model_has_node(model, dequantizes_values, &values, err);
+    quantizes |= values;
     if (status == QF_OK && !quantizes)
         status = qf_model_has_node(model, qf_is_dequantize, &dequantizes, err);
     plan->from_deploy = !quantizes;

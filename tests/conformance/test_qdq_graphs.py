@@ -492,6 +492,14 @@ def test_quantized_graph_input(quantfold, tmp_path):
     x = net.op("DequantizeLinear", [x, scale, zero], "dq")
     y = net.op("Conv", [x, weight(net, random(4, 3, 3, 3), "w", Weights())], "c")
     assert_agrees(quantfold, tmp_path, net, finish(net, y), 1)
+    # no deploy model, though nothing in it quantizes
+    args = ["--model", tmp_path / "q.onnx", "--save-path", tmp_path / "m", "--emit", "runnable"]
+    assert quantfold("export", *args).code == 0
+    runnable = onnx.load(tmp_path / "m_runnable_model.onnx")
+    assert any(f.domain == "quantfold.npu" for f in runnable.functions)
+    wanted = run_model(tmp_path / FAKE, net.feeds)
+    for ours, theirs in zip(run_model(tmp_path / "m_runnable_model.onnx", net.feeds), wanted):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_subgraph(quantfold, tmp_path):
