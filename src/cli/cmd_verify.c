@@ -125,19 +125,20 @@ static int read_arguments(int argc, char **argv, arguments *a)
 /* Errors as lines on stderr, of too many the first ones. */
 static void print_findings(const qf_diagnostics *list, bool quiet)
 {
-    enum { MOST = 50, STORED = 1000 }; /* lines; findings that a list keeps */
-    size_t told = 0;
+    enum { MOST = 50 }; /* lines */
+    size_t told = 0, kept = 0;
     for (size_t i = 0; i < qf_diagnostics_count(list); i++) {
         qf_diagnostic d = qf_diagnostics_at(list, i);
         bool error = d.severity == QF_ERROR;
         if (error ? told < MOST : !quiet)
             cli_print_finding(&d);
         told += error && told < MOST;
+        kept += error;
     }
     if (qf_diagnostics_errors(list) > told)
-        fprintf(stderr, "quantfold: error: and %zu more errors (--json has %s)\n",
+        fprintf(stderr, "quantfold: error: and %zu more errors (--json has %s%zu)\n",
                 qf_diagnostics_errors(list) - told,
-                qf_diagnostics_errors(list) > STORED ? "the first thousand" : "all");
+                qf_diagnostics_errors(list) > kept ? "the first " : "all ", kept);
 }
 
 static const char *const checks[] = {"structure", "agreement", "manifest", "against", "runnable"};

@@ -78,7 +78,8 @@ typedef struct qf_journal {
 qf_status qf_journal_init(const qf_stage *stage, size_t count, size_t weights, qf_journal *out,
                           qf_error *err);
 /* Opens the file of a shard's journal (0 of 1: of the whole), alone in doing so, of the output that
- * `fingerprint` stands for; with `resume`, reads what the journals of earlier runs say of it. */
+ * `fingerprint` stands for; with `resume`, reads what the journals of earlier runs say of it. The
+ * journal is to be closed whether that succeeds or not. */
 qf_status qf_journal_open(const qf_stage *stage, const qf_hash *fingerprint, uint32_t shard,
                           uint32_t shard_count, bool resume, qf_journal *journal, qf_error *err);
 /* Keeps the statistics of a piece that is going to be noted; returns qf_result's `stats`. May be

@@ -93,9 +93,10 @@ qf_status qf_manifest_check(const char *folder, const char *name, const qf_layou
     struct stat st;
     if (!path)
         return qf_fail_memory(err);
-    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size > MANIFEST_MOST) {
+    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size > MANIFEST_MOST ||
+        access(path, R_OK) != 0) {
         free(path);
-        return QF_OK; /* what cannot be a manifest is dealt with when this run's takes its place */
+        return QF_OK; /* what cannot be read is dealt with when this run's takes its place */
     }
     qf_status status =
         qf_file_read_text(path, "manifest", MANIFEST_MOST, &text, &length, NULL, err);

@@ -73,6 +73,25 @@ qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix
     return QF_OK;
 }
 
+char *qf_save_path_of(qf_arena *arena, const char *file)
+{
+    static const char *const ends[] = {"deploy_model.onnx", "fake_quant_model.onnx",
+                                       "runnable_model.onnx", "manifest.json"};
+    const char *slash = strrchr(file, '/');
+    size_t head = slash ? (size_t)(slash - file) + 1 : 0, n = strlen(file);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        size_t m = strlen(ends[i]);
+        char mark = strcmp(ends[i], "manifest.json") == 0 ? '.' : '_';
+        if (!qf_ends_with(file + head, ends[i]))
+            continue;
+        if (n - m == head)
+            return qf_arena_printf(arena, "%.*s", head ? (int)head : 2, head ? file : "./");
+        if (file[n - m - 1] == mark && n - m - 1 > head)
+            return qf_arena_strndup(arena, file, n - m - 1);
+    }
+    return NULL;
+}
+
 size_t qf_model_stem(const char *name)
 {
     static const char *const ends[] = {"_deploy_model.onnx", "_fake_quant_model.onnx",

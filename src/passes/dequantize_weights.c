@@ -5,6 +5,8 @@
  * tensor's dtype) that produces the tensor under its old name. Whatever read the tensor goes on
  * doing so, in subgraphs too. These are standard operators, so both models have the same.
  */
+#include <string.h>
+
 #include "base/spill.h"
 #include "passes/passes.h"
 
@@ -115,4 +117,32 @@ qf_status qf_pass_dequantize_weights(qf_pass *p)
         memory = visit(p, i, made);
     qf_spill_free(made);
     return memory ? QF_OK : qf_fail_memory(p->err);
+}
+
+/* ---- knowing them again ---- */
+
+size_t qf_stem(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+    while (n && text[n - 1] >= '0' && text[n - 1] <= '9')
+        n--;
+    /* the ending may itself close in digits */
+    for (; n <= strlen(text); n++) {
+        if (n > m && memcmp(text + n - m, end, m) == 0)
+            return n - m;
+    }
+    return 0;
+}
+
+static bool is_initializer(const qf_node *node, size_t input, const char *end)
+{
+    const qf_value *value = node->inputs[input];
+    return value && value->init && qf_stem(value->name, end);
+}
+
+bool qf_is_weight_only(const qf_node *node)
+{
+    return qf_node_is(node, "DequantizeLinear") && node->input_count == 2 &&
+           qf_stem(node->name, ".dequantize") && is_initializer(node, 0, ".quantized") &&
+           is_initializer(node, 1, ".scale");
 }

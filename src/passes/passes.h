@@ -65,6 +65,12 @@ qf_status qf_pass_make_runnable(qf_pass *p);    /* runnable: what the deploy ope
 
 /* Whether a node is one of the operators that only deploy models have. */
 bool qf_is_deploy_node(const qf_node *node);
+/* The DequantizeLinear of a weight that was quantized alone: named <tensor>.dequantize, of the
+ * initializers <tensor>.quantized and <tensor>.scale. A source's own may have the first name. */
+bool qf_is_weight_only(const qf_node *node);
+/* Bytes of `text` before `end`, as qf_pass_name makes such names, which closes it but for digits; 0
+ * if it does not. */
+size_t qf_stem(const char *text, const char *end);
 
 /* ---- what passes share ---- */
 

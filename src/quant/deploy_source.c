@@ -20,32 +20,48 @@ qf_status qf_model_has_node(const qf_model *model, bool (*is)(const qf_node *), 
     return QF_OK;
 }
 
-/* Of something that is calculated: in a deploy model DequantizeLinear is only behind weights. */
-static bool dequantizes_values(const qf_node *node)
+/* What its nodes tell of a model. */
+typedef struct signs {
+    bool deploy;      /* operators that only deploy models have */
+    bool weight_only; /* DequantizeLinear that an export has put behind a weight */
+    bool trained;     /* QuantizeLinear, or DequantizeLinear of something that is calculated */
+    bool quantized;   /* DequantizeLinear of any kind */
+} signs;
+
+static signs signs_of(const qf_ir *ir)
 {
-    return qf_is_dequantize(node) && node->input_count && node->inputs[0] &&
-           !qf_value_constant(node->inputs[0]);
+    signs s = {0};
+    for (size_t i = 0; i < ir->node_count; i++) {
+        const qf_node *n = ir->by_id[i];
+        if (!n)
+            continue;
+        bool dequantizes = qf_is_dequantize(n);
+        s.deploy |= qf_is_deploy_node(n);
+        s.weight_only |= qf_is_weight_only(n);
+        s.quantized |= dequantizes;
+        s.trained |= qf_is_quantize(n) || (dequantizes && n->input_count && n->inputs[0] &&
+                                           !qf_value_constant(n->inputs[0]));
+    }
+    return s;
 }
 
 qf_status qf_plan_find_deploy(qf_plan *plan, qf_error *err)
 {
     const qf_model *model = plan->model;
+    const char *path = model->files[0].path;
     bool alone = !plan->record && !plan->scheme.on && plan->options.source == QF_SOURCE_AUTO;
-    bool quantizes = false, values = false, dequantizes = false;
-    qf_status status = qf_model_has_node(model, qf_is_deploy_node, &plan->from_deploy, err);
-    if (status != QF_OK || plan->from_deploy || !alone)
+    qf_linked linked;
+    qf_status status = qf_linked_open(model->skeleton, model->skeleton_length, path, &linked, err);
+    if (status != QF_OK)
         return status;
-    status = qf_model_has_node(model, qf_is_quantize, &quantizes, err);
-    if (status == QF_OK && !quantizes)
-        status = qf_model_has_node(model, dequantizes_values, &values, err);
-    quantizes |= values;
-    if (status == QF_OK && !quantizes)
-        status = qf_model_has_node(model, qf_is_dequantize, &dequantizes, err);
-    plan->from_deploy = !quantizes;
-    if (status == QF_OK && !quantizes && !dequantizes)
-        status = qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = model->files[0].path},
-                            "nothing in this model is quantized, so there is nothing to make "
-                            "runnable; give a deploy model, or a trained one with its record "
-                            "(--record)");
-    return status;
+    signs s = signs_of(&linked.ir);
+    qf_linked_close(&linked);
+    /* a deploy model of weights alone can have kept its source's QuantizeLinear */
+    plan->from_deploy = s.deploy || (alone && (s.weight_only || !s.trained));
+    if (plan->from_deploy && !s.deploy && !s.quantized)
+        return qf_fail_at(err, QF_ERR_INPUT, (qf_where){.file = path},
+                          "nothing in this model is quantized, so there is nothing to make "
+                          "runnable; give a deploy model, or a trained one with its record "
+                          "(--record)");
+    return QF_OK;
 }

@@ -329,11 +329,8 @@ static qf_status find(qf_arena *arena, const char *path, const char **place, boo
     *place = path;
     if (qf_ends_with(path, ".json"))
         return look_for(path, found, err);
-    size_t stem = qf_model_stem(path);
-    const char *save_path = stem ? qf_arena_strndup(arena, path, stem) : path;
-    if (!save_path)
-        return qf_fail_memory(err);
-    qf_status status = qf_save_path_split(save_path, &folder, &prefix, err);
+    const char *of_model = qf_save_path_of(arena, path);
+    qf_status status = qf_save_path_split(of_model ? of_model : path, &folder, &prefix, err);
     if (status != QF_OK)
         return status;
     const char *slash = qf_ends_with(folder, "/") ? "" : "/", *below = *prefix ? "/" : "";

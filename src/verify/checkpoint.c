@@ -44,7 +44,7 @@ qf_status qf_list_shards(qf_place *place, qf_manifest_files *files, qf_error *er
 }
 
 /* Whether the tensor is the integers of a weight (docs/checkpoint.md), its scales beside it. */
-static bool is_quantized(const qf_checkpoint *c, const qf_safetensor *t, bool *memory)
+static bool is_quantized(qf_checkpoint *c, const qf_safetensor *t, bool *memory)
 {
     static const char packed[] = ".weight_packed", plain[] = ".weight";
     const char *end = qf_ends_with(t->name, packed)                                 ? packed
@@ -52,7 +52,7 @@ static bool is_quantized(const qf_checkpoint *c, const qf_safetensor *t, bool *m
                                                                                     : NULL;
     if (!end)
         return false;
-    char *scale = qf_arena_printf((qf_arena *)(uintptr_t)&c->arena, "%.*s.weight_scale",
+    char *scale = qf_arena_printf(&c->arena, "%.*s.weight_scale",
                                   (int)(strlen(t->name) - strlen(end)), t->name);
     *memory = *memory && scale;
     return scale && qf_strmap_get(&c->by_name, scale) != NULL;

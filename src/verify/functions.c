@@ -77,10 +77,19 @@ static qf_status compare_function(qf_pairing *p, const Onnx__FunctionProto *x,
     return QF_OK;
 }
 
-static char *key_of(qf_pairing *p, const Onnx__FunctionProto *f)
+/* Domain and name. Overloads, which the schema of older ONNX has no field for, are told by how many
+ * were before; `seen` counts them. NULL when memory is exhausted. */
+static const char *key_of(qf_pairing *p, const Onnx__FunctionProto *f, qf_strmap *seen)
 {
-    return qf_arena_printf(&p->b->arena, "%s %s", f->domain ? f->domain : "",
-                           f->name ? f->name : "");
+    qf_arena *arena = &p->b->arena;
+    const char *key =
+        qf_arena_printf(arena, "%s %s", f->domain ? f->domain : "", f->name ? f->name : "");
+    if (!key)
+        return NULL;
+    uintptr_t before = (uintptr_t)qf_strmap_get(seen, key);
+    if (!qf_strmap_set(seen, key, (void *)(before + 1)))
+        return NULL;
+    return before ? qf_arena_printf(arena, "%s %zu", key, (size_t)before) : key;
 }
 
 static bool is_npu_function(const Onnx__FunctionProto *f, const char *stem)
@@ -98,14 +107,14 @@ static bool can_miss(const qf_pairing *p, const Onnx__FunctionProto *f)
             is_npu_function(f, "ConvTranspose"));
 }
 
-static qf_status compare_all(qf_pairing *p, qf_strmap *found)
+static qf_status compare_all(qf_pairing *p, const qf_strmap *found, qf_strmap *seen)
 {
     const Onnx__ModelProto *m = p->a->proto, *n = p->b->proto;
     qf_status status = QF_OK;
     size_t missed = 0, replaced = 0;
     for (size_t i = 0; status == QF_OK && i < m->n_functions; i++) {
         const Onnx__FunctionProto *x = m->functions[i];
-        const char *key = key_of(p, x);
+        const char *key = key_of(p, x, seen);
         if (!key)
             return qf_fail_memory(p->err);
         const Onnx__FunctionProto *y = qf_strmap_get(found, key);
@@ -127,13 +136,15 @@ static qf_status compare_all(qf_pairing *p, qf_strmap *found)
 qf_status qf_compare_functions(qf_pairing *p)
 {
     const Onnx__ModelProto *n = p->b->proto;
-    qf_strmap found = {0};
+    qf_strmap found = {0}, seen[2] = {{0}, {0}};
     bool memory = true;
     for (size_t i = 0; memory && i < n->n_functions; i++) {
-        char *key = key_of(p, n->functions[i]);
-        memory = key && (qf_strmap_get(&found, key) || qf_strmap_set(&found, key, n->functions[i]));
+        const char *key = key_of(p, n->functions[i], &seen[0]);
+        memory = key && qf_strmap_set(&found, key, n->functions[i]);
     }
-    qf_status status = memory ? compare_all(p, &found) : qf_fail_memory(p->err);
+    qf_status status = memory ? compare_all(p, &found, &seen[1]) : qf_fail_memory(p->err);
     qf_strmap_release(&found);
+    qf_strmap_release(&seen[0]);
+    qf_strmap_release(&seen[1]);
     return status;
 }

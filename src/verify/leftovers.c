@@ -56,6 +56,8 @@ static qf_status list_folder(leftovers *l, qf_error *err)
 {
     DIR *dir = opendir(l->place->folder);
     bool memory = true;
+    if (!dir && errno == EACCES)
+        return QF_OK; /* it may be entered, which is enough for all but a warning */
     if (!dir)
         return qf_fail_errno(err, l->place->folder, errno, "cannot list the folder");
     for (struct dirent *e; memory && (errno = 0, e = readdir(dir));)

@@ -58,18 +58,16 @@ static qf_node *find_by_reader(const qf_pairing *p, const qf_node *quant)
     return NULL;
 }
 
-/* The same for what dequantizes: the Mul behind the layer. */
+/* The same for what dequantizes: the Mul that is all there is behind the layer. */
 static qf_node *find_by_layer(const qf_pairing *p, const qf_node *dequant)
 {
     const qf_node *layer =
         dequant->input_count && dequant->inputs[0] ? dequant->inputs[0]->producer : NULL;
     const qf_node *there = layer ? find(p, layer, layer->name) : NULL;
     const qf_value *out = there ? qf_node_output(there) : NULL;
-    for (size_t i = 0; out && i < out->use_count; i++) {
-        if (qf_stem(out->uses[i].node->name, ".fakedequant.mul"))
-            return out->uses[i].node;
-    }
-    return NULL;
+    qf_node *reader = out && out->use_count == 1 ? out->uses[0].node : NULL;
+    return reader && qf_node_is(reader, "Mul") && qf_stem(reader->name, ".fakedequant.mul") ? reader
+                                                                                            : NULL;
 }
 
 /* The Cast `cast`, if it reads `node`; else the node. */

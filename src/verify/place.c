@@ -76,26 +76,6 @@ static bool any(const qf_place *p)
     return p->exists[QF_PLACE_DEPLOY] || p->exists[QF_PLACE_FAKE_QUANT] || p->runnable_exists;
 }
 
-/* The save path of a file that an export wrote; NULL if it has no such name. */
-static char *save_path_of(qf_place *p, const char *file)
-{
-    static const char *const ends[] = {"deploy_model.onnx", "fake_quant_model.onnx",
-                                       "runnable_model.onnx", "manifest.json"};
-    const char *slash = strrchr(file, '/');
-    size_t head = slash ? (size_t)(slash - file) + 1 : 0, n = strlen(file);
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-        size_t m = strlen(ends[i]);
-        char mark = strcmp(ends[i], "manifest.json") == 0 ? '.' : '_';
-        if (!qf_ends_with(file + head, ends[i]))
-            continue;
-        if (n - m == head)
-            return qf_arena_printf(&p->arena, "%.*s", head ? (int)head : 2, head ? file : "./");
-        if (file[n - m - 1] == mark && n - m - 1 > head)
-            return qf_arena_strndup(&p->arena, file, n - m - 1);
-    }
-    return NULL;
-}
-
 /* The folder of a file as a save path; NULL when memory is exhausted. */
 static char *folder_of(qf_place *p, const char *file)
 {
@@ -122,8 +102,8 @@ qf_status qf_place_find(const char *given, qf_place *out, qf_error *err)
         status = look_at(save_path, &exists, &folder, err);
     if (status != QF_OK || any(out) || qf_ends_with(save_path, "/"))
         return status;
-    char *other =
-        folder ? qf_arena_printf(&out->arena, "%s/", save_path) : save_path_of(out, save_path);
+    char *other = folder ? qf_arena_printf(&out->arena, "%s/", save_path)
+                         : qf_save_path_of(&out->arena, save_path);
     if (folder && !other)
         return qf_fail_memory(err);
     if (other)

@@ -11,9 +11,9 @@
 #include "verify/against.h"
 #include "verify/finding.h"
 
-/* One finding of all: the file is made anew, not mended. `made`: there is one to compare with. If
- * not, it may be that of a float model, which tells more of its layers. */
-static void note_other(const qf_runnable_check *check, bool made)
+/* One finding of all: the file is made anew, not mended. `wrong`: it is damaged, or there was one
+ * to compare with. If not, it may be that of a float model, which tells more of its layers. */
+static void note_other(const qf_runnable_check *check, bool wrong)
 {
     const qf_diagnostics *list = check->found;
     size_t count = qf_diagnostics_errors(list), i = 0;
@@ -24,7 +24,7 @@ static void note_other(const qf_runnable_check *check, bool made)
     qf_diagnostic first = qf_diagnostics_at(list, i);
     const qf_where where = {.file = check->path};
     const char *mark = *first.item ? ": " : "";
-    if (!made)
+    if (!wrong)
         qf_diag_add(check->findings, QF_WARNING, where,
                     "no runnable model can be made of the deploy model beside it, so that this one "
                     "could not be compared (%s%s%s)",
@@ -76,8 +76,9 @@ qf_status qf_check_runnable(const qf_runnable_check *check, bool *done, qf_error
                     .findings = check->found,
                     .err = err};
     *done = true;
+    bool damaged = qf_diagnostics_errors(check->found) > 0;
     qf_status status = check->runnable ? compare(&a, check->deploy, done) : QF_OK;
     if (status == QF_OK)
-        note_other(check, *done);
+        note_other(check, damaged || *done);
     return status;
 }

@@ -87,19 +87,6 @@ static qf_status start(qf_subject *s, const char *path, const char *role, qf_dia
     return s->path && room ? QF_OK : qf_fail_memory(err);
 }
 
-static bool is_initializer(const qf_node *node, size_t input, const char *end)
-{
-    const qf_value *value = node->inputs[input];
-    return value && value->init && qf_stem(value->name, end);
-}
-
-bool qf_is_weight_only(const qf_node *node)
-{
-    return qf_node_is(node, "DequantizeLinear") && node->input_count == 2 &&
-           qf_stem(node->name, ".dequantize") && is_initializer(node, 0, ".quantized") &&
-           is_initializer(node, 1, ".scale");
-}
-
 /* Whether an export made the node. */
 static bool is_made(const qf_node *node)
 {
@@ -186,6 +173,8 @@ const Onnx__TensorProto *qf_subject_constant(qf_value *value)
 
 const char *qf_subject_node_name(const qf_node *node)
 {
+    if (!node->graph)
+        return node->name;
     if (node->proto->name && *node->proto->name)
         return node->proto->name;
     return node->proto->n_output && *node->proto->output[0] ? node->proto->output[0] : node->name;
@@ -213,17 +202,4 @@ bool qf_is_name(const char *text, const char *start, const char *end)
         return false;
     text += n + m;
     return text[strspn(text, "0123456789")] == '\0';
-}
-
-size_t qf_stem(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    while (n && text[n - 1] >= '0' && text[n - 1] <= '9')
-        n--;
-    /* the ending may itself close in digits */
-    for (; n <= strlen(text); n++) {
-        if (n > m && memcmp(text + n - m, end, m) == 0)
-            return n - m;
-    }
-    return 0;
 }

@@ -6,6 +6,7 @@
 
 #include "base/diag.h"
 #include "onnx/model.h"
+#include "passes/passes.h"
 
 typedef struct qf_nameless qf_nameless;
 
@@ -42,11 +43,8 @@ void qf_subject_note(const qf_subject *subject, const char *item, const char *fo
 /* The tensor that a value is, constant nodes and Identity looked through; NULL if it is none. */
 const Onnx__TensorProto *qf_subject_constant(qf_value *value);
 
-/* The DequantizeLinear of a weight that was quantized alone: named <tensor>.dequantize, of the
- * initializers <tensor>.quantized and <tensor>.scale. A source's own may have the first name. */
-bool qf_is_weight_only(const qf_node *node);
-
-/* Name of a node as the file has it, or that of its first output. */
+/* Name of a node as the file has it, or that of its first output; of a node in a function, which no
+ * graph has, the function's. */
 const char *qf_subject_node_name(const qf_node *node);
 
 /* Whether two texts are the same; NULL is as good as "". */
@@ -57,7 +55,5 @@ const char *qf_external_entry(const Onnx__TensorProto *tensor, const char *key);
 /* Whether `text` is `start` followed by `end` and, where a name had to be made unique, by digits.
  */
 bool qf_is_name(const char *text, const char *start, const char *end);
-/* Bytes of `text` before `end`, which closes it but for digits; 0 if it does not. */
-size_t qf_stem(const char *text, const char *end);
 
 #endif

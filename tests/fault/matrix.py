@@ -289,7 +289,8 @@ class Bench:
         wrong = self.wrong_code(way, done.returncode, message, n)
         if not wrong and done.returncode == SYSTEM_FAILED:
             # a fault that stays can meet other threads, and tidying up, as well
-            others = [str(self.out)] if sign else []
+            staged = (self.out / name for name in (".m.quantfold-partial", ".quantfold-partial"))
+            others = [str(p) for p in (*(self.out / n for n in self.new), *staged) if sign]
             wrong = self.wrong_message(function, path, message, others)
         if not wrong and self.said and done.returncode == DONE:
             wrong = None if document(done.stdout) == self.said else "JSON of other content"

@@ -102,6 +102,27 @@ def test_functions_that_are_copied_are_sound(quantfold, with_functions):
         assert list(model.functions) == list(onnx.load(str(o.model)).functions)
 
 
+def test_overloads(quantfold, with_functions, tmp_path):
+    """Functions of one name, which ONNX tells apart by a third part of it."""
+    o, out = with_functions, tmp_path / "out"
+    model = onnx.load(str(o.model))
+    other = onnx.FunctionProto()
+    other.CopyFrom(model.functions[0])
+    other.overload = "other"
+    other.node[1].op_type = "Div"
+    model.functions.append(other)
+    model.ir_version = 10
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    quantfold.export(tmp_path / "m.onnx", o.record, out / "m")
+    source = ("--against", tmp_path / "m.onnx", "--record", o.record)
+    assert verify(quantfold, out / "m", *source)["ok"]
+    Spoiler(out, random.Random(0)).edit(
+        FAKE, lambda m: setter(op_type="Sub")(m.functions[2].node[1])
+    )
+    found = errors(verify(quantfold, out / "m"))
+    assert [(f["check"], f["item"]) for f in found] == [("agreement", "Scaled")], found
+
+
 def in_function(index: int, change: Callable) -> Callable:
     """A change of one of the functions."""
     return lambda m: change(m.functions[index])
@@ -151,10 +172,10 @@ SPOILT_FUNCTIONS = {
     ),
     "operator sets too many": (in_function(0, add_import), "Scaled"),
     "function too few": (lambda m: m.functions.pop(), "functions"),
-    "operator of a branch": (in_branch(lambda g: setter(op_type="Abs")(g.node[1])), "if "),
+    "operator of a branch": (in_branch(lambda g: setter(op_type="Abs")(g.node[1])), "Picked"),
     "tensor of a branch": (in_branch(lambda g: first_float(g.node[0], 9)), "level"),
-    "output of a branch": (in_branch(lambda g: setter(name="l0")(g.output[0])), "if "),
-    "node of a branch": (in_branch(lambda g: g.node.pop(2)), "if "),
+    "output of a branch": (in_branch(lambda g: setter(name="l0")(g.output[0])), "Picked"),
+    "node of a branch": (in_branch(lambda g: g.node.pop(2)), "Picked"),
 }
 
 

@@ -94,6 +94,27 @@ def test_it_may_come_of_the_float_model(quantfold, outputs, kind, tmp_path):  # 
     assert found["ok"] and found["checks"]["runnable"]["done"], found["findings"]
 
 
+@pytest.mark.parametrize("quantizes", [True, False])
+def test_of_weights_alone(quantfold, quantizes, tmp_path):
+    """A deploy model of weights alone keeps its source's Q and DQ, and is none of QDQ for that."""
+    net = Net(opset=21, ir_version=10)
+    scale = net.weight("s", np.array(0.1, np.float32))
+    zero = net.weight("z", np.array(0, np.int8))
+    x = net.input("x", normal(2, 16) if quantizes else np.zeros((2, 16), np.int8))
+    x = net.op("QuantizeLinear", [x, scale, zero], "q") if quantizes else x
+    x = net.op("DequantizeLinear", [x, scale, zero], "dq")
+    net.output(net.op("MatMul", [x, net.weight("w", normal(16, 16))], "m"))
+    onnx.save(net.model(), tmp_path / "source.onnx")
+    args = ["export", "--model", tmp_path / "source.onnx", "--save-path", tmp_path / "m"]
+    args += ["--weight-only", "w8a16", "--from", "float"]
+    assert quantfold(*args).code == 0 and quantfold(*args, "--emit", "runnable").code == 0
+    found = verify(quantfold, tmp_path / "m")
+    assert found["ok"] and found["checks"]["runnable"]["done"], found["findings"]
+    made = (tmp_path / RUNNABLE).read_bytes()
+    assert quantfold("verify", tmp_path / "m", "--runnable").code == 0
+    assert (tmp_path / RUNNABLE).read_bytes() == made
+
+
 def hidden_channels_net() -> Net:
     """A layer whose number of input channels no one can tell from the graph."""
     net = Net()
@@ -657,7 +678,10 @@ def test_another_model_is_told_first(quantfold, outputs, tmp_path):  # noqa: F81
     assert "this looks like another model" in told[0]["message"] and len(told) > 100
     run = quantfold("verify", prefix, *line)
     lines = [n for n in run.err.splitlines() if "error: " in n]
-    assert len(lines) == 51 and f"and {len(told) - 50} more errors (--json has all)" in lines[-1]
+    assert (
+        len(lines) == 51
+        and f"and {len(told) - 50} more errors (--json has all {len(told)})" in lines[-1]
+    )
     assert "this looks like another model" in lines[0]
 
 

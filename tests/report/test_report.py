@@ -547,6 +547,9 @@ def test_where_the_manifest_is_looked_for(quantfold, tmp_path):
     for model in ("deploy", "fake_quant"):
         run = quantfold("report", f"{prefix}_{model}_model.onnx", "--json")
         assert run.code == 0 and json.loads(run.out) == data(quantfold, prefix)
+    export(quantfold, DIGITS / "model.onnx", DIGITS / "record.txt", f"{tmp_path}/bare/")
+    run = quantfold("report", tmp_path / "bare" / "deploy_model.onnx", "--json")
+    assert run.code == 0 and json.loads(run.out)["rows"]
     run = quantfold("report", tmp_path / "no" / "m")
     assert run.code == 1 and "no/m.manifest.json" in run.err and "--save-path" in run.err
     cut = tmp_path / "cut.manifest.json"
