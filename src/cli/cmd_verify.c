@@ -276,6 +276,7 @@ static void add_errors(qf_diagnostics *list, const qf_diagnostics *found)
 
 static qf_status export_runnable(const arguments *a, const qf_place *place, qf_diagnostics *list)
 {
+    qf_error err;
     cli_export job;
     cli_export_run run;
     cli_progress progress;
@@ -291,7 +292,12 @@ static qf_status export_runnable(const arguments *a, const qf_place *place, qf_d
     qf_status status = cli_export_prepare(&job, &run);
     if (status == QF_OK)
         status = cli_export_write(&job, &run);
-    add_errors(list, run.list);
+    if (run.list) {
+        add_errors(list, run.list);
+    } else {
+        qf_fail_memory(&err);
+        qf_note_error(list, NULL, &err);
+    }
     cli_export_release(&run);
     return status;
 }
