@@ -126,8 +126,8 @@ void qf_staged_name(const char *name, char out[NAME_MAX + 1]);
  * ""),
  * "." and ".." name the folder itself by its real path. *folder and *prefix are malloc'ed. */
 qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix, qf_error *err);
-/* The save path of a file that an export wrote, by its name: a model, a manifest; NULL if it is none,
- * or when memory is exhausted. */
+/* The save path of a file that an export wrote, by its name: a model, a manifest; NULL if it is
+ * none, or when memory is exhausted. */
 char *qf_save_path_of(qf_arena *arena, const char *file);
 /* Bytes before the ending of the name of an output's model; 0 if it is none's, or has nothing
  * before. */
