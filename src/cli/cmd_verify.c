@@ -263,17 +263,6 @@ static qf_status verify(const arguments *a, const qf_io_spec *io, qf_diagnostics
     return status;
 }
 
-/* What went wrong with the runnable model, with its place. */
-static void add_errors(qf_diagnostics *list, const qf_diagnostics *found)
-{
-    for (size_t i = 0; i < qf_diagnostics_count(found); i++) {
-        qf_diagnostic d = qf_diagnostics_at(found, i);
-        qf_where where = {.file = d.file, .item = d.item, .line = d.line, .column = d.column};
-        if (d.severity == QF_ERROR)
-            qf_diag_add(list, QF_ERROR, where, "%s", d.message);
-    }
-}
-
 static qf_status export_runnable(const arguments *a, const qf_place *place, qf_diagnostics *list)
 {
     qf_error err;
@@ -293,7 +282,7 @@ static qf_status export_runnable(const arguments *a, const qf_place *place, qf_d
     if (status == QF_OK)
         status = cli_export_write(&job, &run);
     if (run.list) {
-        add_errors(list, run.list);
+        qf_note_errors(list, run.list);
     } else {
         qf_fail_memory(&err);
         qf_note_error(list, NULL, &err);

@@ -73,15 +73,18 @@ qf_status qf_save_path_split(const char *save_path, char **folder, char **prefix
     return QF_OK;
 }
 
+/* What an export's files are called behind the prefix; models first. */
+enum { MODELS = 3, NAMES };
+static const char *const ends[NAMES] = {"deploy_model.onnx", "fake_quant_model.onnx",
+                                        "runnable_model.onnx", "manifest.json"};
+
 char *qf_save_path_of(qf_arena *arena, const char *file)
 {
-    static const char *const ends[] = {"deploy_model.onnx", "fake_quant_model.onnx",
-                                       "runnable_model.onnx", "manifest.json"};
     const char *slash = strrchr(file, '/');
     size_t head = slash ? (size_t)(slash - file) + 1 : 0, n = strlen(file);
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+    for (size_t i = 0; i < NAMES; i++) {
         size_t m = strlen(ends[i]);
-        char mark = strcmp(ends[i], "manifest.json") == 0 ? '.' : '_';
+        char mark = i < MODELS ? '_' : '.';
         if (!qf_ends_with(file + head, ends[i]))
             continue;
         if (n - m == head)
@@ -94,11 +97,10 @@ char *qf_save_path_of(qf_arena *arena, const char *file)
 
 size_t qf_model_stem(const char *name)
 {
-    static const char *const ends[] = {"_deploy_model.onnx", "_fake_quant_model.onnx",
-                                       "_runnable_model.onnx"};
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-        if (qf_ends_with(name, ends[i]))
-            return strlen(name) - strlen(ends[i]);
+    for (size_t i = 0; i < MODELS; i++) {
+        size_t n = strlen(name), m = strlen(ends[i]);
+        if (qf_ends_with(name, ends[i]) && n > m && name[n - m - 1] == '_')
+            return n - m - 1;
     }
     return 0;
 }

@@ -251,16 +251,19 @@ qf_status qf_model_open(const char *path, qf_model **out, qf_error *err)
     return QF_OK;
 }
 
-bool qf_model_has_file(const qf_model *model, const char *path)
+bool qf_model_is_file(const qf_model *model, const struct stat *st)
 {
-    struct stat st;
-    if (!model || !path || stat(path, &st) != 0)
-        return false;
     for (size_t i = 0; i < model->file_count; i++) {
-        if (model->files[i].device == st.st_dev && model->files[i].inode == st.st_ino)
+        if (model->files[i].device == st->st_dev && model->files[i].inode == st->st_ino)
             return true;
     }
     return false;
+}
+
+bool qf_model_has_file(const qf_model *model, const char *path)
+{
+    struct stat st;
+    return model && path && stat(path, &st) == 0 && qf_model_is_file(model, &st);
 }
 
 void qf_model_close(qf_model *model)

@@ -40,4 +40,8 @@ void qf_linked_close(qf_linked *linked);
 typedef qf_status (*qf_tensor_visitor)(Onnx__TensorProto *tensor, void *user);
 qf_status qf_model_each_tensor(Onnx__ModelProto *model, qf_tensor_visitor visit, void *user);
 
+struct stat;
+/* Whether what `st` tells of is the .onnx or one of its external files. */
+bool qf_model_is_file(const qf_model *model, const struct stat *st);
+
 #endif

@@ -161,12 +161,8 @@ static bool is_that(const qf_file_id *id, const struct stat *st)
 
 static bool is_input(const qf_plan *plan, const qf_config *config, const struct stat *st)
 {
-    for (size_t i = 0; i < plan->model->file_count; i++) {
-        const qf_file *f = &plan->model->files[i];
-        if (f->device == st->st_dev && f->inode == st->st_ino)
-            return true;
-    }
-    return is_that(qf_record_id(plan->record), st) || (config && is_that(qf_config_id(config), st));
+    return qf_model_is_file(plan->model, st) || is_that(qf_record_id(plan->record), st) ||
+           (config && is_that(qf_config_id(config), st));
 }
 
 static qf_status list_outputs(qf_plan *plan, const qf_config *config, qf_error *err)

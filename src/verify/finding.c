@@ -37,3 +37,13 @@ void qf_note_error(qf_diagnostics *findings, const char *file, const qf_error *e
                       .column = err->column};
     qf_diag_add(findings, QF_ERROR, where, "%s%s", byte, message);
 }
+
+void qf_note_errors(qf_diagnostics *findings, const qf_diagnostics *list)
+{
+    for (size_t i = 0; i < qf_diagnostics_count(list); i++) {
+        qf_diagnostic d = qf_diagnostics_at(list, i);
+        qf_where where = {.file = d.file, .item = d.item, .line = d.line, .column = d.column};
+        if (d.severity == QF_ERROR)
+            qf_diag_add(findings, QF_ERROR, where, "%s", d.message);
+    }
+}

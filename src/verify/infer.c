@@ -142,16 +142,6 @@ static qf_status make_plan(qf_against *a, const qf_inputs *inputs, const qf_expo
     return QF_OK;
 }
 
-static void pass_on(qf_against *a, const qf_diagnostics *list)
-{
-    for (size_t i = 0; i < qf_diagnostics_count(list); i++) {
-        qf_diagnostic d = qf_diagnostics_at(list, i);
-        qf_where where = {.file = d.file, .item = d.item, .line = d.line, .column = d.column};
-        if (d.severity == QF_ERROR)
-            qf_diag_add(a->findings, QF_ERROR, where, "%s", d.message);
-    }
-}
-
 static qf_export_options first_options(const qf_against *a, const traits *t)
 {
     qf_export_options o;
@@ -195,7 +185,7 @@ static qf_status try_all(qf_against *a, const qf_inputs *inputs, const traits *t
         qf_status status =
             list ? make_plan(a, inputs, &options, list, &plan) : qf_fail_memory(a->err);
         if (status == QF_OK && !plan)
-            pass_on(a, list);
+            qf_note_errors(a->findings, list);
         qf_diagnostics_free(list);
         if (status != QF_OK || !plan)
             return status; /* the other one would say the same */
